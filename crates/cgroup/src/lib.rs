@@ -1,0 +1,1 @@
+//! Make, limit, read and remove a cgroup: v2 and v1.

@@ -1,0 +1,1 @@
+//! CRI messages to the words of the engine and back, and status codes; no decisions.

@@ -1,0 +1,3 @@
+//! The wharf binary: configuration, wiring, sockets, signals, readiness.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Decides about pods and containers; no protobuf, no HTTP.

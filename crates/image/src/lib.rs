@@ -1,0 +1,1 @@
+//! From a reference to a verified, unpacked image: pull, list, remove.

@@ -1,0 +1,1 @@
+//! The client side of the distribution specification: resolve, fetch, authorise, mirrors.

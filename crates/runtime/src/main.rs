@@ -1,0 +1,3 @@
+//! The runc-compatible command.
+
+fn main() {}

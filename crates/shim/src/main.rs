@@ -1,0 +1,3 @@
+//! The zygote and the shims.
+
+fn main() {}

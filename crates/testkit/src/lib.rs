@@ -1,0 +1,1 @@
+//! For tests: a node of its own, a registry that can misbehave, images made on the spot.

@@ -1,0 +1,3 @@
+//! Every task of a developer: set-up, demo, tests, checks, conformance, benchmarks.
+
+fn main() {}

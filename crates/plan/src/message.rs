@@ -31,6 +31,10 @@ pub struct Message {
 
 /// Every kind of message. Requests from 10, replies from 40, events from 60.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one message lives at a time, briefly: a box would be one more allocation on the hot path"
+)]
 pub enum Body {
     /// Opens a connection. Reply: [`Welcome`].
     #[prost(message, tag = "10")]

@@ -1,3 +1,9 @@
-//! The runc-compatible command.
+//! `wharf-runtime`: the runtime library behind runc's command line.
 
-fn main() {}
+mod command;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command::main(std::env::args_os().skip(1))
+}

@@ -1,0 +1,161 @@
+//! Limits of cgroup v2 as they come to lie in files, in a directory that looks like one.
+
+use std::fs;
+use std::path::Path;
+
+use wharf_cgroup::{CgroupError, Cgroups, Limits};
+
+/// A tree with one cgroup `wharf/c` whose files are there, as the kernel would make them.
+fn tree(files: &[&str]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let leaf = directory.path().join("wharf/c");
+    fs::create_dir_all(&leaf).unwrap();
+    for file in files {
+        fs::write(leaf.join(file), "max\n").unwrap();
+    }
+    fs::write(leaf.join("cgroup.procs"), "").unwrap();
+    for parent in ["", "wharf"] {
+        fs::write(
+            directory.path().join(parent).join("cgroup.subtree_control"),
+            "",
+        )
+        .unwrap();
+    }
+    directory
+}
+
+fn read(root: &Path, file: &str) -> String {
+    fs::read_to_string(root.join("wharf/c").join(file)).unwrap()
+}
+
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "cpuset", "pids"];
+
+#[test]
+fn limits_of_v2_come_to_lie_in_their_files() {
+    let tree = tree(&[
+        "memory.max",
+        "memory.swap.max",
+        "memory.low",
+        "memory.high",
+        "cpu.weight",
+        "cpu.max",
+        "cpuset.cpus",
+        "pids.max",
+    ]);
+    let cgroups = Cgroups::unified(tree.path(), &CONTROLLERS);
+    let mut limits = Limits {
+        memory: Some(64 << 20),
+        memory_swap: Some(64 << 20),
+        cpu_shares: Some(1024),
+        cpu_quota: Some(20_000),
+        cpuset_cpus: "0".to_owned(),
+        pids: Some(12),
+        ..Limits::default()
+    };
+    limits
+        .unified
+        .insert("memory.high".to_owned(), "60000000".to_owned());
+    cgroups.create("wharf/c", &limits).unwrap();
+    let expected = [
+        ("memory.max", "67108864"),
+        ("memory.swap.max", "0"),
+        ("memory.low", "max\n"),
+        ("memory.high", "60000000"),
+        ("cpu.weight", "100"),
+        ("cpu.max", "20000 100000"),
+        ("cpuset.cpus", "0"),
+        ("pids.max", "12"),
+    ];
+    for (file, value) in expected {
+        assert_eq!(read(tree.path(), file), value, "{file}");
+    }
+    // The parents hand the controllers down.
+    let handed = fs::read_to_string(tree.path().join("wharf/cgroup.subtree_control")).unwrap();
+    assert!(handed.starts_with('+'), "{handed}");
+}
+
+#[test]
+fn a_failed_update_leaves_every_value_as_it_was() {
+    let tree = tree(&["memory.max", "pids.max"]);
+    let cgroups = Cgroups::unified(tree.path(), &CONTROLLERS);
+    let cgroup = cgroups.open("wharf/c").unwrap();
+    let limits = Limits {
+        memory: Some(1 << 20),
+        pids: Some(3),
+        // There is no such file here.
+        unified: [("memory.peculiar".to_owned(), "1".to_owned())].into(),
+        ..Limits::default()
+    };
+    let error = cgroup.update(&limits).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("memory.peculiar"), "{message}");
+    assert_eq!(read(tree.path(), "memory.max").trim(), "max");
+    assert_eq!(read(tree.path(), "pids.max").trim(), "max");
+}
+
+#[test]
+fn a_machine_without_swap_takes_limits_that_ask_for_none() {
+    let tree = tree(&["memory.max"]);
+    let cgroups = Cgroups::unified(tree.path(), &CONTROLLERS);
+    let limits = |swap| Limits {
+        memory: Some(1 << 20),
+        memory_swap: Some(swap),
+        ..Limits::default()
+    };
+    cgroups.create("wharf/c", &limits(1 << 20)).unwrap();
+    let error = cgroups.create("wharf/c", &limits(2 << 20)).unwrap_err();
+    assert!(error.to_string().contains("memory.swap.max"), "{error}");
+}
+
+#[test]
+fn memory_below_what_cannot_be_reclaimed_is_refused() {
+    let tree = tree(&["memory.max"]);
+    let leaf = tree.path().join("wharf/c");
+    fs::write(leaf.join("memory.current"), "5000000\n").unwrap();
+    fs::write(
+        leaf.join("memory.stat"),
+        "inactive_file 2000000\nactive_file 1000000\n",
+    )
+    .unwrap();
+    let cgroup = Cgroups::unified(tree.path(), &CONTROLLERS)
+        .open("wharf/c")
+        .unwrap();
+    let limits = |memory, check_before_update| Limits {
+        memory: Some(memory),
+        check_before_update,
+        ..Limits::default()
+    };
+    let error = cgroup.update(&limits(1_000_000, false)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CgroupError::BelowUsage {
+                usage: 2_000_000,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(cgroup.update(&limits(3_000_000, true)).is_err());
+    cgroup.update(&limits(3_000_000, false)).unwrap();
+}
+
+#[test]
+fn statistics_of_v2_are_in_bytes_and_nanoseconds() {
+    let tree = tree(&[]);
+    let leaf = tree.path().join("wharf/c");
+    fs::write(leaf.join("memory.current"), "5000\n").unwrap();
+    fs::write(leaf.join("memory.stat"), "anon 1\ninactive_file 2000\n").unwrap();
+    fs::write(leaf.join("memory.events"), "oom 2\noom_kill 3\n").unwrap();
+    fs::write(leaf.join("cpu.stat"), "usage_usec 7\nuser_usec 1\n").unwrap();
+    fs::write(leaf.join("pids.current"), "4\n").unwrap();
+    let cgroup = Cgroups::unified(tree.path(), &CONTROLLERS)
+        .open("wharf/c")
+        .unwrap();
+    let stats = cgroup.stats().unwrap();
+    assert_eq!(stats.memory_usage, Some(5000));
+    assert_eq!(stats.memory_working_set, Some(3000));
+    assert_eq!(stats.cpu_nanoseconds, Some(7000));
+    assert_eq!(stats.pids, Some(4));
+    assert_eq!(cgroup.oom_kills().unwrap(), Some(3));
+}

@@ -1,0 +1,457 @@
+//! Images and their names: committed whole, removed whole; and what nobody needs any more.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use wharf_types::{ChainId, DiffId, Digest};
+
+use crate::database::Change;
+use crate::error::StoreError;
+use crate::fix::{self, Lower};
+use crate::layer::{Ingest, Lease, Sealed};
+use crate::layout::{TREE, blob_name, io};
+use crate::record::{
+    BlobRef, ImageRecord, LayerFacts, LayerKey, LayerPath, LayerRecord, Name, NameRecord,
+};
+use crate::state::{Durability, Inner, State, Store, lock};
+use crate::tree::Usage;
+
+/// The largest document that is read back: the limit of a configuration.
+const BLOB_MAX: u64 = 16 << 20;
+/// Space that one directory without content takes on common file systems.
+const DIRECTORY_BYTES: u64 = 4096;
+
+/// An image that is complete but for its record.
+#[derive(Debug)]
+pub struct ImageCommit<'a> {
+    /// The digest of the configuration.
+    pub id: Digest,
+    /// Base first. Each is either among `sealed` or held by `lease`.
+    pub layers: &'a [DiffId],
+    /// New layers.
+    pub sealed: &'a [Arc<Sealed>],
+    /// What holds the layers that were there.
+    pub lease: &'a Lease,
+    /// Manifests and the configuration: verified bytes, kept as they are.
+    pub blobs: &'a [(Digest, &'a [u8])],
+    /// The names that the image gets; whatever they stood for, they stand for this image now.
+    pub names: &'a [Name],
+    /// What the registry had under these names: index or manifest.
+    pub target: Digest,
+}
+
+impl Store {
+    /// Makes an image visible: data to the disk, files to their names, then one transaction for all
+    /// records. A crash at any point leaves either the whole image or nothing.
+    ///
+    /// # Errors
+    ///
+    /// A layer is missing, the disk is full or fails. Nothing is visible then.
+    pub fn commit_image(&self, commit: &ImageCommit<'_>) -> Result<ImageRecord, StoreError> {
+        let inner = &*self.0;
+        let fix = self.fix_layer(commit)?;
+        let drafts = self.write_blobs(commit)?;
+        if inner.durability == Durability::Image && !(drafts.is_empty() && commit.sealed.is_empty())
+        {
+            inner.layout.sync_data()?;
+        }
+        let guard = lock(&inner.writer);
+        let mut changes = Vec::new();
+        let mut settled = Settled {
+            inner,
+            layers: Vec::new(),
+        };
+        for sealed in commit.sealed.iter().map(AsRef::as_ref).chain(fix.as_ref()) {
+            if inner.state().layers.contains_key(&sealed.key) {
+                continue;
+            }
+            let home = sealed.take().ok_or_else(|| missing(&sealed.key))?;
+            home.settle(&sealed.key)?;
+            settled.layers.push(sealed.key);
+            changes.push(Change::PutLayer(sealed.key, sealed.record.clone()));
+        }
+        for (digest, draft) in &drafts {
+            let (ingest, blobs) = (&inner.layout.ingest, &inner.layout.blobs);
+            if blobs.has(&blob_name(digest)) {
+                ingest.unlink(draft)?;
+            } else {
+                ingest.rename(draft, blobs, &blob_name(digest))?;
+            }
+        }
+        if inner.durability == Durability::Image {
+            inner.layout.layers.sync()?;
+            inner.layout.blobs.sync()?;
+        }
+        let (record, moved) = self.record_changes(commit, &mut changes)?;
+        if !changes.is_empty() {
+            inner.commit(changes)?;
+        }
+        settled.layers.clear();
+        for id in moved.iter().chain([&commit.id]) {
+            inner.write_sidecar(id)?;
+        }
+        drop(settled);
+        drop(guard);
+        Ok(record)
+    }
+
+    /// The record changes beside new layers, and the images that lose a name.
+    fn record_changes(
+        &self,
+        commit: &ImageCommit<'_>,
+        changes: &mut Vec<Change>,
+    ) -> Result<(ImageRecord, HashSet<Digest>), StoreError> {
+        let state = self.0.state();
+        let known = |id: &DiffId| {
+            let key = LayerKey::Diff(*id);
+            state.layers.contains_key(&key)
+                || changes
+                    .iter()
+                    .any(|c| matches!(c, Change::PutLayer(k, _) if *k == key))
+        };
+        if let Some(id) = commit.layers.iter().find(|id| !known(id)) {
+            return Err(StoreError::NoLayer(*id));
+        }
+        let old = state.images.get(&commit.id);
+        let mut record = old.cloned().unwrap_or_else(|| ImageRecord {
+            id: commit.id,
+            layers: commit.layers.to_vec(),
+            blobs: Vec::new(),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+        });
+        for (digest, bytes) in commit.blobs {
+            if !record.blobs.iter().any(|b| b.digest == *digest) {
+                let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                record.blobs.push(BlobRef {
+                    digest: *digest,
+                    size,
+                });
+            }
+        }
+        if old != Some(&record) {
+            changes.push(Change::PutImage(record.clone()));
+        }
+        let mut moved = HashSet::new();
+        for name in commit.names {
+            let new = NameRecord {
+                image: commit.id,
+                target: commit.target,
+            };
+            match state.names.get(name) {
+                Some(old) if *old == new => continue,
+                Some(old) => {
+                    moved.insert(old.image);
+                }
+                None => {}
+            }
+            changes.push(Change::PutName(name.clone(), new));
+        }
+        // An image whose last name moved away is nobody's.
+        for id in moved.iter().filter(|id| **id != commit.id) {
+            let left = state
+                .names_of(id)
+                .into_iter()
+                .any(|(n, _)| !commit.names.contains(&n));
+            if !left {
+                changes.push(Change::DropImage(*id));
+            }
+        }
+        Ok((record, moved))
+    }
+
+    /// Writes the documents that are not there yet; digest and draft.
+    fn write_blobs(&self, commit: &ImageCommit<'_>) -> Result<Vec<(Digest, String)>, StoreError> {
+        let layout = &self.0.layout;
+        let mut drafts = Vec::new();
+        for (digest, bytes) in commit.blobs {
+            // One that a power cut left empty is repaired here.
+            if self.blob(digest).is_ok() {
+                continue;
+            }
+            layout.blobs.unlink(&blob_name(digest))?;
+            let draft = layout.fresh(&layout.ingest);
+            layout.ingest.write(&draft, bytes)?;
+            drafts.push((*digest, draft));
+        }
+        Ok(drafts)
+    }
+
+    /// The directories that this stack of layers needs on top, if any and if not there yet.
+    fn fix_layer(&self, commit: &ImageCommit<'_>) -> Result<Option<Sealed>, StoreError> {
+        let Some(chain) = ChainId::of(commit.layers) else {
+            return Ok(None);
+        };
+        let key = LayerKey::Fix(chain);
+        let stack = {
+            let mut state = self.0.state();
+            if state.layers.contains_key(&key) {
+                state.leases.entry(commit.lease.id).or_default().insert(key);
+                return Ok(None);
+            }
+            self.lowers(&state, commit)?
+        };
+        if stack
+            .iter()
+            .all(|(_, f)| f.implied.is_empty() && f.whiteouts_in.is_empty())
+        {
+            return Ok(None);
+        }
+        let opened = stack
+            .into_iter()
+            .map(|(tree, facts)| Ok((tree.open(&self.0)?, facts)))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let lowers: Vec<_> = opened
+            .iter()
+            .map(|(fd, facts)| Lower {
+                tree: fd.as_fd(),
+                facts,
+            })
+            .collect();
+        let failed = io("correct directories of", self.0.layout.root());
+        let plan = fix::plan(&lowers).map_err(&failed)?;
+        if plan.is_empty() {
+            return Ok(None);
+        }
+        let ingest = Ingest::new(&self.0)?;
+        fix::write(ingest.tree(), &plan).map_err(&failed)?;
+        let inodes = u64::try_from(plan.len()).unwrap_or(u64::MAX);
+        let facts = LayerFacts {
+            entries: inodes,
+            usage: Usage {
+                bytes: inodes.saturating_mul(DIRECTORY_BYTES),
+                inodes,
+            },
+            implied: Vec::<LayerPath>::new(),
+            ..LayerFacts::default()
+        };
+        ingest.seal_as(key, facts).map(Some)
+    }
+
+    /// The layers of a commit, top first, each once.
+    fn lowers(
+        &self,
+        state: &State,
+        commit: &ImageCommit<'_>,
+    ) -> Result<Vec<(Tree, LayerFacts)>, StoreError> {
+        let sealed: HashMap<_, _> = commit.sealed.iter().map(|s| (s.key, s)).collect();
+        let mut stack = Vec::new();
+        for id in mount_order(commit.layers) {
+            let key = LayerKey::Diff(id);
+            // The sealed one first: it cannot be collected.
+            let (tree, record) = match (sealed.get(&key), state.layers.get(&key)) {
+                (None, Some(record)) => (Tree::Layer(key), record),
+                (Some(sealed), _) => {
+                    let copy = sealed.tree.try_clone();
+                    let copy = copy.map_err(|source| StoreError::Io {
+                        action: "open",
+                        path: self.0.layout.root().to_owned(),
+                        source,
+                    })?;
+                    (Tree::Sealed(copy), &sealed.record)
+                }
+                (None, None) => return Err(StoreError::NoLayer(id)),
+            };
+            let hides_all = record.facts.opaque_root;
+            stack.push((tree, record.facts.clone()));
+            if hides_all {
+                break;
+            }
+        }
+        Ok(stack)
+    }
+
+    /// A stored document, verified.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, or not what its digest says.
+    pub fn blob(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        let room = &self.0.layout.blobs;
+        let bytes = match room.read(&blob_name(digest), BLOB_MAX) {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::NoBlob(*digest));
+            }
+            bytes => bytes?,
+        };
+        if Digest::of(&bytes) == *digest {
+            Ok(bytes)
+        } else {
+            Err(StoreError::CorruptBlob(*digest))
+        }
+    }
+
+    /// All images.
+    pub fn images(&self) -> Vec<ImageRecord> {
+        self.0.state().images.values().cloned().collect()
+    }
+
+    /// One image with all its names.
+    pub fn image(&self, id: &Digest) -> Option<(ImageRecord, Vec<(Name, NameRecord)>)> {
+        let state = self.0.state();
+        let record = state.images.get(id)?.clone();
+        Some((record, state.names_of(id)))
+    }
+
+    /// What a name stands for.
+    pub fn name(&self, name: &Name) -> Option<NameRecord> {
+        self.0.state().names.get(name).cloned()
+    }
+
+    /// What is known about a layer.
+    pub fn layer(&self, id: DiffId) -> Option<LayerRecord> {
+        self.0.state().layers.get(&LayerKey::Diff(id)).cloned()
+    }
+
+    /// Removes an image with all its names, in one transaction. `false`: there was none. Layers that
+    /// a snapshot or another image needs stay.
+    ///
+    /// # Errors
+    ///
+    /// The records cannot be written.
+    pub fn remove_image(&self, id: &Digest) -> Result<bool, StoreError> {
+        let guard = lock(&self.0.writer);
+        let mut changes = {
+            let state = self.0.state();
+            if !state.images.contains_key(id) {
+                return Ok(false);
+            }
+            let names = state.names_of(id).into_iter();
+            names
+                .map(|(name, _)| Change::DropName(name))
+                .collect::<Vec<_>>()
+        };
+        changes.push(Change::DropImage(*id));
+        self.0.commit(changes)?;
+        self.0.write_sidecar(id)?;
+        drop(guard);
+        self.collect()?;
+        Ok(true)
+    }
+
+    /// Moves layers and documents that nobody needs to the trash: no image, no snapshot, no lease.
+    /// Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// The records cannot be written, or files cannot be moved.
+    pub fn collect(&self) -> Result<usize, StoreError> {
+        let inner = &*self.0;
+        let _guard = lock(&inner.writer);
+        // Taken out of the map at once: no new snapshot can begin to rely on them.
+        let (dead, blobs) = {
+            let mut state = inner.state();
+            let needed = needed_layers(&state);
+            let keys: Vec<_> = state
+                .layers
+                .keys()
+                .filter(|k| !needed.contains(*k))
+                .copied()
+                .collect();
+            let dead: Vec<_> = keys
+                .iter()
+                .filter_map(|k| state.layers.remove_entry(k))
+                .collect();
+            let blobs: HashSet<_> = state
+                .images
+                .values()
+                .flat_map(|image| image.blobs.iter().map(|b| blob_name(&b.digest)))
+                .collect();
+            (dead, blobs)
+        };
+        if !dead.is_empty() {
+            let changes = dead
+                .iter()
+                .map(|(key, _)| Change::DropLayer(*key))
+                .collect();
+            if let Err(error) = inner.commit(changes) {
+                inner.state().layers.extend(dead);
+                return Err(error);
+            }
+        }
+        let mut count = dead.len();
+        for (key, _) in dead {
+            inner.layout.discard(&inner.layout.layers, &key.name())?;
+        }
+        for name in inner.layout.blobs.names()? {
+            if !blobs.contains(&name) {
+                inner.layout.blobs.unlink(&name)?;
+                count += 1;
+            }
+        }
+        inner.trash.wake();
+        Ok(count)
+    }
+}
+
+/// The layers that something needs.
+fn needed_layers(state: &State) -> HashSet<LayerKey> {
+    let mut needed = HashSet::new();
+    for image in state.images.values() {
+        needed.extend(image.layers.iter().map(|id| LayerKey::Diff(*id)));
+        needed.extend(ChainId::of(&image.layers).map(LayerKey::Fix));
+    }
+    for snapshot in state.snapshots.values() {
+        needed.extend(snapshot.record.stack.iter().copied());
+    }
+    needed.extend(state.leases.values().flatten().copied());
+    needed
+}
+
+/// Top first, each layer once: a repeated one counts where it is highest. Overlayfs refuses the
+/// same directory twice, and the lower copy could contribute nothing.
+pub(crate) fn mount_order(layers: &[DiffId]) -> Vec<DiffId> {
+    let mut seen = HashSet::new();
+    layers
+        .iter()
+        .rev()
+        .filter(|id| seen.insert(**id))
+        .copied()
+        .collect()
+}
+
+/// Where a layer of a stack can be opened.
+enum Tree {
+    Layer(LayerKey),
+    Sealed(OwnedFd),
+}
+
+impl Tree {
+    fn open(self, inner: &Inner) -> Result<OwnedFd, StoreError> {
+        match self {
+            Self::Sealed(fd) => Ok(fd),
+            Self::Layer(key) => inner.layout.layers.open_dir(&format!("{key}/{TREE}")),
+        }
+    }
+}
+
+fn missing(key: &LayerKey) -> StoreError {
+    match key {
+        LayerKey::Diff(id) => StoreError::NoLayer(*id),
+        LayerKey::Fix(id) => StoreError::NoLayer(DiffId(id.0)),
+    }
+}
+
+/// Layers renamed into place that no record names yet: undone unless the commit succeeds.
+struct Settled<'a> {
+    inner: &'a Inner,
+    layers: Vec<LayerKey>,
+}
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        for key in self.layers.drain(..) {
+            let layout = &self.inner.layout;
+            if let Err(error) = layout.discard(&layout.layers, &key.name()) {
+                tracing::warn!(
+                    error = wharf_types::chain(&error),
+                    "left until the next start"
+                );
+            }
+        }
+        self.inner.trash.wake();
+    }
+}

@@ -1,3 +1,58 @@
 //! Every task of a developer: set-up, demo, tests, checks, conformance, benchmarks.
 
-fn main() {}
+mod args;
+mod cargo;
+mod setup;
+mod waterfall;
+mod demo;
+mod suite;
+mod tidy;
+mod critest;
+mod crictl;
+mod conformance;
+mod bench;
+
+use std::process::ExitCode;
+
+use crate::args::Args;
+
+const USAGE: &str = "cargo xtask TASK
+
+  setup                   installs what the other tasks need, or says what is missing
+  demo [--debug]          root: a node, a registry, a pod from pull to clean-up, with times
+  test [CARGO-TEST-ARGS]  every test; without root those that need none
+  tidy [--quick]          layers, module order, lengths, headers; unless quick: format, lints
+  conformance cri         root: critest against wharf, or against a peer
+    [--runtime wharf|containerd] [--focus RE] [--skip RE] [--at-least N] [--release]
+  conformance crictl      root: the walk of a person with crictl [--runtime …] [--release]
+  bench pod  --json FILE  root: pods against containerd with runc and crun
+    [--rounds N] [--runs N] [--idle N]
+  bench pull --json FILE  root: a many-layer image against containerd
+    [--rounds N] [--runs N]
+    both: [--programs DIR] instead of a release build, [--peers-only] without wharf
+
+Peers are looked for in $RIG/bin and in PATH.";
+
+fn main() -> ExitCode {
+    let mut args = Args::new(std::env::args().skip(1));
+    let result = match args.word().as_deref() {
+        Some("setup") => args.end().and_then(|()| setup::run()),
+        Some("demo") => demo::run(args),
+        Some("test") => suite::run(args),
+        Some("tidy") => tidy::run(args),
+        Some("conformance") => conformance::run(args),
+        Some("bench") => bench::run(args),
+        Some("help" | "--help" | "-h") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => Err(USAGE.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -62,7 +62,11 @@ impl Blob {
     pub fn new(bytes: impl Into<bytes::Bytes>) -> Self {
         let bytes = bytes.into();
         let (digest, size) = (digest(&bytes), bytes.len() as u64);
-        Self { digest, size, data: Data::Memory(bytes) }
+        Self {
+            digest,
+            size,
+            data: Data::Memory(bytes),
+        }
     }
 
     /// All its bytes.
@@ -113,7 +117,11 @@ impl Layer {
     /// A layer of any bytes that claim to be a tar.
     pub fn of_tar(plain: &[u8], packing: Packing) -> Self {
         let blob = Blob::new(pack(plain, packing));
-        Self { diff_id: digest(plain), blob, packing }
+        Self {
+            diff_id: digest(plain),
+            blob,
+            packing,
+        }
     }
 }
 
@@ -161,11 +169,19 @@ impl<W: Write> Write for Hashing<W> {
 
 impl<W> Hashing<W> {
     fn new(out: W) -> Self {
-        Self { out, hash: Sha256::new(), size: 0 }
+        Self {
+            out,
+            hash: Sha256::new(),
+            size: 0,
+        }
     }
 
     fn end(self) -> (W, String, u64) {
-        (self.out, format!("sha256:{}", hex(&self.hash.finalize())), self.size)
+        (
+            self.out,
+            format!("sha256:{}", hex(&self.hash.finalize())),
+            self.size,
+        )
     }
 }
 
@@ -177,7 +193,9 @@ impl LayerFile {
     pub fn create(path: &std::path::Path) -> io::Result<Self> {
         let packed = Hashing::new(io::BufWriter::new(fs::File::create(path)?));
         let gz = flate2::write::GzEncoder::new(packed, flate2::Compression::default());
-        Ok(Self { tar: tar::Writer::new(Hashing::new(gz)) })
+        Ok(Self {
+            tar: tar::Writer::new(Hashing::new(gz)),
+        })
     }
 
     /// Adds an entry.
@@ -285,8 +303,17 @@ impl Builder {
     pub fn new(flavour: Flavour, layers: impl Into<Vec<Layer>>) -> Self {
         let platforms = vec![("linux".into(), "amd64".into(), None)];
         let (layers, config) = (layers.into(), Map::new());
-        Self { flavour, layers, config, platforms, index: false }
-            .set("Env", json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]))
+        Self {
+            flavour,
+            layers,
+            config,
+            platforms,
+            index: false,
+        }
+        .set(
+            "Env",
+            json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]),
+        )
     }
 
     /// Sets one field of the configuration's `config` object (image-spec, config.md).
@@ -338,7 +365,13 @@ impl Builder {
         let part = |p: &str, i| p.split('/').nth(i).map(String::from);
         self.platforms = platforms
             .iter()
-            .map(|p| (part(p, 0).unwrap_or_default(), part(p, 1).unwrap_or_default(), part(p, 2)))
+            .map(|p| {
+                (
+                    part(p, 0).unwrap_or_default(),
+                    part(p, 1).unwrap_or_default(),
+                    part(p, 2),
+                )
+            })
             .collect();
         self
     }
@@ -363,12 +396,23 @@ impl Builder {
         }
         if !self.index {
             let top = children.swap_remove(0);
-            return Image { top, children: Vec::new(), blobs };
+            return Image {
+                top,
+                children: Vec::new(),
+                blobs,
+            };
         }
         let media_type = self.flavour.index();
         let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries });
-        let top = Manifest { media_type: media_type.into(), blob: Blob::new(index.to_string()) };
-        Image { top, children, blobs }
+        let top = Manifest {
+            media_type: media_type.into(),
+            blob: Blob::new(index.to_string()),
+        };
+        Image {
+            top,
+            children,
+            blobs,
+        }
     }
 
     fn config_json(&self, platform: &Value) -> Value {
@@ -391,7 +435,10 @@ impl Builder {
             "layers": self.layers.iter().map(layer).collect::<Vec<_>>(),
         });
         let media_type = self.flavour.manifest().into();
-        Manifest { media_type, blob: Blob::new(manifest.to_string()) }
+        Manifest {
+            media_type,
+            blob: Blob::new(manifest.to_string()),
+        }
     }
 }
 

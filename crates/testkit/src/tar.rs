@@ -52,7 +52,15 @@ pub struct Entry {
 impl Entry {
     fn new(path: &str, kind: Kind, mode: u32) -> Self {
         let (uid, gid, mtime) = (0, 0, 0);
-        Self { path: path.into(), kind, mode, uid, gid, mtime, xattrs: BTreeMap::new() }
+        Self {
+            path: path.into(),
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: BTreeMap::new(),
+        }
     }
 
     /// A directory, mode 0755.
@@ -182,12 +190,23 @@ impl<W: Write> Writer<W> {
         };
         let pax = pax_records(e, &name, link);
         if !pax.is_empty() {
-            let head = Head { name: "pax", link: "", flag: b'x', size: pax.len() as u64 };
-            self.out.write_all(&header(&head, &Entry::file("", ""), None))?;
+            let head = Head {
+                name: "pax",
+                link: "",
+                flag: b'x',
+                size: pax.len() as u64,
+            };
+            self.out
+                .write_all(&header(&head, &Entry::file("", ""), None))?;
             self.out.write_all(&pax)?;
             self.pad(pax.len() as u64)?;
         }
-        let head = Head { name: &name, link, flag, size };
+        let head = Head {
+            name: &name,
+            link,
+            flag,
+            size,
+        };
         self.out.write_all(&header(&head, e, device))?;
         match &e.kind {
             Kind::File(bytes) => self.out.write_all(bytes)?,
@@ -213,7 +232,11 @@ impl<W: Write> Writer<W> {
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
         let rest = (size % BLOCK as u64) as usize;
-        if rest > 0 { self.out.write_all(&[0; BLOCK][rest..]) } else { Ok(()) }
+        if rest > 0 {
+            self.out.write_all(&[0; BLOCK][rest..])
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -253,7 +276,11 @@ fn header(head: &Head<'_>, e: &Entry, device: Option<(u32, u32)>) -> [u8; BLOCK]
 /// `value` in `width` octal digits; 0 where it does not fit (a pax record then has it).
 fn octal(value: u64, width: usize) -> Vec<u8> {
     let text = format!("{value:0width$o}");
-    if text.len() > width { vec![b'0'; width] } else { text.into_bytes() }
+    if text.len() > width {
+        vec![b'0'; width]
+    } else {
+        text.into_bytes()
+    }
 }
 
 fn pax_records(e: &Entry, name: &str, link: &str) -> Vec<u8> {
@@ -315,7 +342,9 @@ mod tests {
         let list = gnu_tar(
             &archive(&[
                 Entry::dir("etc"),
-                Entry::file("etc/hello", "hi\n").owner(3_000_000, 7).mode(0o4755),
+                Entry::file("etc/hello", "hi\n")
+                    .owner(3_000_000, 7)
+                    .mode(0o4755),
                 Entry::link("etc/again", "etc/hello"),
                 Entry::symlink("etc/sym", "hello"),
                 Entry::char_device("null", 1, 3),
@@ -328,7 +357,12 @@ mod tests {
         assert!(lines.next().unwrap().starts_with("drwxr-xr-x 0/0"));
         let hello = lines.next().unwrap();
         assert!(hello.starts_with("-rwsr-xr-x 3000000/7"), "{hello}");
-        assert!(lines.next().unwrap().ends_with("etc/again link to etc/hello"));
+        assert!(
+            lines
+                .next()
+                .unwrap()
+                .ends_with("etc/again link to etc/hello")
+        );
         assert!(lines.next().unwrap().ends_with("etc/sym -> hello"));
         assert!(lines.next().unwrap().contains("1,3"));
         assert!(lines.next().unwrap().starts_with('p'));
@@ -338,7 +372,10 @@ mod tests {
 
     #[test]
     fn the_same_entries_give_the_same_bytes() {
-        let entries = [Entry::dir("a"), Entry::file("a/b", "c").xattr("user.x", "y")];
+        let entries = [
+            Entry::dir("a"),
+            Entry::file("a/b", "c").xattr("user.x", "y"),
+        ];
         assert_eq!(archive(&entries), archive(&entries));
         assert_eq!(archive(&entries).len() % BLOCK, 0);
     }

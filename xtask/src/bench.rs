@@ -1,0 +1,124 @@
+//! Benchmarks against peers: all contestants in one run, in turns, so that the machine's moods meet
+//! them alike. A row's figure is the median of the medians of several runs.
+
+mod report;
+mod pod;
+mod pull;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use wharf_testkit::node::{Node, Subject};
+use wharf_testkit::place::Place;
+use wharf_testkit::real_registry::RealRegistry;
+use wharf_testkit::{cache, containerd};
+
+use crate::args::Args;
+use crate::cargo::{build, output, text};
+use crate::setup;
+
+/// What both benchmarks take from the command line.
+#[derive(Debug)]
+pub(crate) struct Options {
+    json: Option<PathBuf>,
+    rounds: usize,
+    runs: usize,
+    idle: usize,
+    peers_only: bool,
+    programs: Option<PathBuf>,
+}
+
+/// `cargo xtask bench`.
+pub(crate) fn run(mut args: Args) -> Result<(), String> {
+    let what = args.word();
+    let rounds: usize = if what.as_deref() == Some("pull") {
+        3
+    } else {
+        20
+    };
+    let options = Options {
+        json: args.option("--json")?.map(PathBuf::from),
+        rounds: args.number("--rounds")?.unwrap_or(rounds).max(1),
+        runs: args.number("--runs")?.unwrap_or(3).max(1),
+        idle: args.number("--idle")?.unwrap_or(20).max(1),
+        peers_only: args.flag("--peers-only"),
+        programs: args.option("--programs")?.map(PathBuf::from),
+    };
+    args.end()?;
+    match what.as_deref() {
+        Some("pod") => pod::run(&options),
+        Some("pull") => pull::run(&options),
+        _ => Err("bench what? `cargo xtask bench pod` or `cargo xtask bench pull`".into()),
+    }
+}
+
+/// The daemons, in one place, with one registry for all.
+pub(crate) struct Field {
+    // The order is that of the end: daemons first, then what they use.
+    wharf: Option<Node>,
+    containerd: Node,
+    registry: RealRegistry,
+    _data: tempfile::TempDir,
+}
+
+impl Field {
+    /// Starts everything; without wharf for `--peers-only`.
+    fn start(options: &Options) -> Result<Self, String> {
+        setup::run_for(setup::For::Everything)?;
+        if let Some(missing) = containerd::missing() {
+            return Err(format!(
+                "a benchmark needs its peer: no {missing} in $RIG/bin or PATH"
+            ));
+        }
+        let programs = match &options.programs {
+            _ if options.peers_only => None,
+            Some(dir) => Some(std::path::absolute(dir).map_err(text)?),
+            None => Some(build(true)?),
+        };
+        let place = Place::own_without_hybrid().map_err(text)?;
+        let data = wharf_testkit::temporary().map_err(text)?;
+        let registry = RealRegistry::start(&place, data.path()).map_err(text)?;
+        let node = |builder: wharf_testkit::node::Builder, place: &Arc<Place>| {
+            builder
+                .place(place)
+                .mirror("_default", &registry.url())
+                .start()
+                .map_err(text)
+        };
+        let containerd = node(Node::of(Subject::Containerd), &place)?;
+        let ours = |dir| node(Node::wharf().programs(dir), &place);
+        let wharf = programs.map(ours).transpose()?;
+        Ok(Self {
+            wharf,
+            containerd,
+            registry,
+            _data: data,
+        })
+    }
+}
+
+/// How the figures were taken, for people who read them later.
+fn circumstances(options: &Options) -> String {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_string()
+    };
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let mut text = format!(
+        "Linux {kernel}, {cpus} CPUs; {} runs of {} rounds, contestants in turns\n",
+        options.runs, options.rounds
+    );
+    for program in ["containerd", "runc", "crun"] {
+        let Some(path) = cache::find_program(program) else {
+            continue;
+        };
+        let version = output(Command::new(path).arg("--version")).unwrap_or_default();
+        text.push_str(version.lines().next().unwrap_or_default());
+        text.push('\n');
+    }
+    text
+}

@@ -6,7 +6,7 @@ use crate::process::ProcessPlan;
 ///
 /// Descriptors beside it, by name (see [`crate::fds`]): `rootfs` (a detached mount), `bind` (one for
 /// each [`MountPlan`] with a `bind` source, in order), `cgroup2` (directory for `CLONE_INTO_CGROUP`),
-/// `cgroup1` (any number: `cgroup.procs` files that the child writes itself into, one after the
+/// `cgroup1` (any number: v1's `tasks` files that the child writes itself into, one after the
 /// other), `ns.pid`, `ns.net`, `ns.ipc`, `ns.uts`, `ns.cgroup`, `ns.user` for [`Namespace::Join`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerPlan {

@@ -13,7 +13,7 @@ pub(crate) struct Args {
     pub(crate) socket: u32,
     /// Where failures are written as JSON lines; standard error without it.
     pub(crate) log: Option<u32>,
-    /// `cgroup.procs` files of the shims' home, one for each hierarchy, opened for writing.
+    /// Files of the shims' home by which a process joins, one for each hierarchy, opened for writing.
     pub(crate) cgroups: Vec<u32>,
 }
 

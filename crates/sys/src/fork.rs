@@ -39,6 +39,29 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
+/// `fork(2)` of a process that may have threads: the child runs `child(data)` and ends with the status
+/// that it returns, without destructors or `atexit` handlers; a panic ends it with status 255. `data`
+/// is the child's own copy, and so are all values of the caller, which the child never drops.
+///
+/// The child has one thread and may allocate. It must not take a lock that another thread of the
+/// caller may hold at this moment: nobody would release it.
+///
+/// # Errors
+///
+/// `EAGAIN`, `ENOMEM`.
+pub fn fork_apart<T>(data: &mut T, child: fn(&mut T) -> i32) -> io::Result<Pid> {
+    // SAFETY: the C library's own state is consistent in the child whatever the other threads do:
+    // fork(3) takes the allocator's and all its other locks and frees them in the child (musl since
+    // 1.2.2, which Rust brings along; the GNU C library the allocator's). The child runs `child`
+    // alone and never comes back into the caller's frames.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => crate::clone::run(data, child),
+        pid if pid < 0 => Err(io::Error::last_os_error()),
+        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
 fn sigchld_set() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset writes the whole set behind the pointer, which is valid for writes.
@@ -130,6 +153,27 @@ mod tests {
         assert_eq!(fork().unwrap_err().raw_os_error(), Some(libc::EPERM));
         drop(stop);
         other.join().unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn a_child_of_a_process_with_threads_can_allocate() {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let busy = std::thread::spawn(move || {
+            let mut made = 0_usize;
+            while matches!(stopped.try_recv(), Err(mpsc::TryRecvError::Empty)) {
+                made += vec![0_u8; 100 + made % 5000].len();
+            }
+        });
+        for _ in 0..50 {
+            let pid = fork_apart(&mut 20, |n| {
+                let all: Vec<String> = (0..*n).map(|n| "x".repeat(n * 100)).collect();
+                i32::try_from(all.len()).unwrap_or(-1)
+            });
+            let ended = waitid(WaitId::Pid(pid.unwrap()), WaitIdOptions::EXITED);
+            assert_eq!(ended.unwrap().unwrap().exit_status(), Some(20));
+        }
+        drop(stop);
+        busy.join().unwrap();
     }
 
     #[test]

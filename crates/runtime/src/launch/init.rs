@@ -12,7 +12,7 @@ use super::path::{Place, RootFd};
 use super::prepare::{self, Init};
 use super::process::Wait;
 use super::status::{During as _, Failed, Fault, On as _, Pending, Report, Step, StepError};
-use super::{Park, Stdio, devices, mounts, terminal};
+use super::{Parent, Park, Stdio, devices, mounts, terminal};
 
 /// See [`super::create`].
 pub(super) fn create(
@@ -20,6 +20,7 @@ pub(super) fn create(
     fds: Fds,
     stdio: Stdio,
     park: Park,
+    parent: Parent,
 ) -> Result<Pending, StepError> {
     let init = prepare::init(plan, fds, stdio, park)?;
     let console = Place::new(b"/dev/console").map_err(|_nul| StepError::plan("console"))?;
@@ -29,6 +30,7 @@ pub(super) fn create(
     let how = How {
         namespaces: init.new,
         cgroup: init.process.cgroup2.as_ref().map(|fd| fd.as_fd()),
+        sibling: parent == Parent::Callers,
     };
     let mut child = Child {
         init: &init,

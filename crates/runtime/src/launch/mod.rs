@@ -33,7 +33,7 @@ use wharf_plan::container::{ContainerPlan, Namespaces};
 use wharf_plan::process::ProcessPlan;
 
 pub use sandbox::sandbox_init;
-pub use status::{Pending, Progress, StepError, release_parked};
+pub use status::{Parts, Pending, Progress, StepError, release_parked};
 
 /// Where stdio goes; `None` is /dev/null. Ignored for a process with a terminal.
 #[derive(Debug, Default)]
@@ -55,6 +55,15 @@ pub enum Park {
     /// By this listening `SOCK_SEQPACKET` socket (see [`release_parked`]), for a maker that ends before.
     /// Whether the program exists is checked before it parks, as `runc create` does.
     Listener(OwnedFd),
+}
+
+/// Whose child a made process is, so who waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    /// The caller's.
+    Caller,
+    /// That of the caller's parent: for a caller that only lends its cgroups.
+    Callers,
 }
 
 /// The container that an exec joins.
@@ -80,7 +89,21 @@ pub fn create(
     stdio: Stdio,
     park: Park,
 ) -> Result<Pending, StepError> {
-    init::create(plan, fds, stdio, park)
+    init::create(plan, fds, stdio, park, Parent::Caller)
+}
+
+/// As [`create`] with [`Park::Socket`], for a child of `parent`.
+///
+/// # Errors
+///
+/// As [`create`].
+pub fn create_for(
+    parent: Parent,
+    plan: &ContainerPlan,
+    fds: Fds,
+    stdio: Stdio,
+) -> Result<Pending, StepError> {
+    init::create(plan, fds, stdio, Park::Socket, parent)
 }
 
 /// Makes another process in the container of `target`; it executes at once. Of `fds` are used:
@@ -95,5 +118,20 @@ pub fn exec(
     fds: Fds,
     stdio: Stdio,
 ) -> Result<Pending, StepError> {
-    exec::exec(target, process, fds, stdio)
+    exec::exec(target, process, fds, stdio, Parent::Caller)
+}
+
+/// As [`exec`], for a child of `parent`.
+///
+/// # Errors
+///
+/// As [`exec`].
+pub fn exec_for(
+    parent: Parent,
+    target: Target<'_>,
+    process: &ProcessPlan,
+    fds: Fds,
+    stdio: Stdio,
+) -> Result<Pending, StepError> {
+    exec::exec(target, process, fds, stdio, parent)
 }

@@ -16,7 +16,9 @@ const SIGTERM: i32 = 15;
 const SIGCHLD: i32 = 17;
 
 /// Makes a process that is PID 1 of a new PID namespace. It reaps whoever is left to it, and ends, and
-/// with it everything in the namespace, on `SIGTERM` or when the caller's process ends.
+/// with it everything in the namespace, on `SIGKILL` or `SIGTERM` from outside, or when the caller's
+/// process ends. (`SIGKILL` for certain: a `SIGTERM` that a container sends is ignored, and one from
+/// outside that meets it still pending is lost with it, as signals of one number are.)
 ///
 /// Gives its process id and pidfd; it is a child of the caller, who waits for it.
 ///
@@ -28,7 +30,7 @@ pub fn sandbox_init() -> Result<(u32, OwnedFd), StepError> {
     let parent = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd of the pod"))?;
     let how = How {
         namespaces: NEWPID,
-        cgroup: None,
+        ..How::default()
     };
     let mut data = parent.as_fd();
     let child = clone3(&how, &mut data, main).map_err(failed("PID 1 of the pod"))?;

@@ -342,7 +342,40 @@ pub struct Pending {
     must_park: bool,
 }
 
+/// A [`Pending`] on its way to another process, which is the made one's parent.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its process id, in the maker's PID namespace.
+    pub pid: u32,
+    /// Names it for ever.
+    pub pidfd: OwnedFd,
+    /// The maker's end of the status socket.
+    pub status: OwnedFd,
+    /// It is an init, which parks before it executes its program.
+    pub parks: bool,
+}
+
 impl Pending {
+    /// What it is made of. Nothing may have been read from it yet: that would be lost.
+    pub fn into_parts(self) -> Parts {
+        Parts {
+            pid: self.pid,
+            pidfd: self.pidfd,
+            status: self.status.socket,
+            parks: self.must_park,
+        }
+    }
+
+    /// One that another process has made.
+    pub fn from_parts(parts: Parts) -> Self {
+        Self {
+            pid: parts.pid,
+            pidfd: parts.pidfd,
+            status: Status::new(parts.status),
+            must_park: parts.parks,
+        }
+    }
+
     pub(super) fn new(child: wharf_sys::clone::Child, socket: OwnedFd, must_park: bool) -> Self {
         Self {
             pid: child.pid,

@@ -1,0 +1,292 @@
+//! The machine as a [`World`]: records, shims, cgroups, snapshots.
+
+pub(crate) mod host; // what this machine has
+pub(crate) mod devices; // devices of the host
+pub(crate) mod seccomp; // compiled filters
+pub(crate) mod held; // what is held of a living shim
+pub(crate) mod log_file; // a container's log
+pub(crate) mod create; // the steps of a container's creation
+pub(crate) mod containers; // the steps of a container's life and end
+pub(crate) mod exec; // execs
+pub(crate) mod pods; // the steps of a pod
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use wharf_cgroup::{CgroupError, Cgroups, Limits};
+use wharf_image::Images;
+use wharf_store::Store;
+use wharf_types::{Kind, PodId};
+
+use crate::config::EngineConfig;
+use crate::error::OpenError;
+use crate::oci::Host;
+use crate::record::{ContainerRecord, PodRecord, Records};
+use crate::shim::zygote::Zygote;
+use crate::spec::ResourceSpec;
+use crate::view::NetworkView;
+use crate::world::{
+    Adoption, ContainerRef, CreateJob, ExecEnd, ExecJob, Made, Remains, ShimEvents, ShimFacts,
+    Step, StepFailure, World,
+};
+use held::Held;
+
+/// The machine. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Machine(Arc<Parts>);
+
+pub(crate) struct Parts {
+    pub(super) config: EngineConfig,
+    pub(super) images: Images,
+    pub(super) store: Store,
+    pub(super) cgroups: Cgroups,
+    pub(super) host: Host,
+    pub(super) boot: String,
+    pub(super) records: Records,
+    pub(super) zygote: Zygote,
+    pub(super) filters: seccomp::Filters,
+    /// Listening sockets of shims that are about to be made.
+    pub(super) listeners: Mutex<HashMap<PodId, OwnedFd>>,
+    held: Mutex<HashMap<PodId, Arc<Held>>>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// Looks at the machine, makes the directories. Blocks.
+    pub(crate) fn open(
+        config: EngineConfig,
+        images: Images,
+        store: Store,
+    ) -> Result<Self, OpenError> {
+        let directory = |action, path: PathBuf| {
+            move |source| OpenError::Directory {
+                action,
+                path: path.clone(),
+                source,
+            }
+        };
+        let pods = config.state.join("pods");
+        std::fs::create_dir_all(&pods).map_err(directory("create", pods.clone()))?;
+        let records = Records::open(&config.root)
+            .map_err(|e| directory("create", config.root.clone())(std::io::Error::other(e)))?;
+        let cgroups = Cgroups::probe().map_err(|e| OpenError::Cgroups {
+            what: "looking for hierarchies".to_owned(),
+            source: Box::new(e),
+        })?;
+        let home = home(cgroups.clone(), format!("{}/shims", config.cgroup_parent));
+        let parts = Parts {
+            zygote: Zygote::new(config.shim.clone(), &config.state, home),
+            host: host::probe(&cgroups),
+            boot: host::boot_id(),
+            filters: seccomp::Filters::new(host::kernel()),
+            listeners: Mutex::default(),
+            held: Mutex::default(),
+            config,
+            images,
+            store,
+            cgroups,
+            records,
+        };
+        Ok(Self(Arc::new(parts)))
+    }
+
+    /// What the disk knows.
+    pub(crate) fn records(&self) -> &Records {
+        &self.0.records
+    }
+
+    /// Keys of all snapshots that exist.
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Finds or starts the zygote ahead of the first pod.
+    pub(crate) async fn warm(&self) -> Result<(), StepFailure> {
+        self.0.zygote.warm().await
+    }
+}
+
+/// Opens the shims' home: never in the daemon's cgroup, never in a pod's.
+fn home(cgroups: Cgroups, path: String) -> crate::shim::zygote::Home {
+    Box::new(move || {
+        let failed = |e: CgroupError| cgroup_failure("start shim", e);
+        let home = match cgroups.create(&path, &Limits::default()) {
+            // Old shims live there.
+            Err(CgroupError::Occupied { .. }) => cgroups.open(&path),
+            made => made,
+        };
+        let home = home.map_err(failed)?;
+        let member = home.member_fds().map_err(failed)?;
+        let mut procs = member.v1;
+        if let Some(directory) = member.v2 {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+            let mode = rustix::fs::Mode::empty();
+            let file = rustix::fs::openat(&directory, "cgroup.procs", flags, mode);
+            procs.push(file.map_err(|e| StepFailure::new("start shim", Kind::Internal, e))?);
+        }
+        Ok(procs)
+    })
+}
+
+/// A failed operation on a cgroup, as the failure of a step.
+pub(crate) fn cgroup_failure(stage: &'static str, e: CgroupError) -> StepFailure {
+    StepFailure::new(stage, e.kind(), e)
+}
+
+/// Runs what blocks where blocking is allowed.
+pub(crate) async fn block<T, F>(stage: &'static str, work: F) -> Result<T, StepFailure>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, StepFailure> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(StepFailure::new(stage, Kind::Internal, e)))
+}
+
+impl Parts {
+    pub(super) fn held(&self, pod: &PodId) -> Option<Arc<Held>> {
+        self.all_held().get(pod).cloned()
+    }
+
+    pub(super) fn hold(&self, pod: &PodId, held: Arc<Held>) {
+        self.all_held().insert(pod.clone(), held);
+    }
+
+    pub(super) fn let_go(&self, pod: &PodId) -> Option<Arc<Held>> {
+        self.all_held().remove(pod)
+    }
+
+    // Held for map operations only.
+    fn all_held(&self) -> MutexGuard<'_, HashMap<PodId, Arc<Held>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod's directory, which ends with the boot.
+    pub(super) fn pod_dir(&self, pod: &PodId) -> PathBuf {
+        self.config.state.join("pods").join(pod.as_str())
+    }
+}
+
+impl World for Machine {
+    fn now_ns(&self) -> i64 {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    fn random(&self) -> Result<[u8; 32], StepFailure> {
+        wharf_sys::random::bytes().map_err(|e| StepFailure::new("draw an id", Kind::Internal, e))
+    }
+
+    fn boot(&self) -> String {
+        self.0.boot.clone()
+    }
+
+    fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure> {
+        self.0.plan_pod(record)
+    }
+
+    fn save_pod(&self, pod: Arc<PodRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(block("write record", move || parts.save_pod(&pod)))
+    }
+
+    fn prepare_pod(&self, pod: Arc<PodRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(block("prepare pod", move || parts.prepare_pod(&pod)))
+    }
+
+    fn start_shim(&self, pod: Arc<PodRecord>, events: ShimEvents) -> Step<ShimFacts> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.start_shim(&pod, events).await })
+    }
+
+    fn adopt_shim(&self, pod: Arc<PodRecord>, events: ShimEvents) -> Step<Adoption> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.adopt_shim(&pod, events).await })
+    }
+
+    fn attach_network(&self, pod: Arc<PodRecord>) -> Step<NetworkView> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.attach_network(&pod) })
+    }
+
+    fn detach_network(&self, _pod: Arc<PodRecord>) -> Step<()> {
+        // Loopback and the host's network leave nothing behind: the namespace ends with the shim.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn end_shim(&self, pod: Arc<PodRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.end_shim(pod).await })
+    }
+
+    fn forget_pod(&self, pod: Arc<PodRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(block("remove pod", move || parts.forget_pod(&pod)))
+    }
+
+    fn create_container(&self, job: CreateJob) -> Step<Made> {
+        let parts = self.0.clone();
+        Box::pin(async move { create::create(parts, job).await })
+    }
+
+    fn save_container(&self, record: Arc<ContainerRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(block("write record", move || parts.save_container(&record)))
+    }
+
+    fn start_container(&self, container: ContainerRef) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.start_container(container).await })
+    }
+
+    fn signal_container(&self, container: ContainerRef, signal: i32) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.signal_container(&container, signal).await })
+    }
+
+    fn kill_container(&self, container: ContainerRef) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.kill_container(container).await })
+    }
+
+    fn collect_container(&self, container: ContainerRef) -> Step<Remains> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.collect_container(container).await })
+    }
+
+    fn remove_container(&self, container: ContainerRef) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.remove_container(container).await })
+    }
+
+    fn update_container(&self, container: ContainerRef, resources: ResourceSpec) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(block("update limits", move || {
+            parts.update_container(&container, resources)
+        }))
+    }
+
+    fn reopen_log(&self, container: ContainerRef) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.reopen_log(container).await })
+    }
+
+    fn exec_sync(&self, job: ExecJob) -> Step<ExecEnd> {
+        let parts = self.0.clone();
+        Box::pin(async move { exec::exec_sync(parts, job).await })
+    }
+}

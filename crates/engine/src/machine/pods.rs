@@ -1,0 +1,511 @@
+//! The steps of a pod on the machine.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use wharf_plan::container::{Namespace, Namespaces, SysctlPlan};
+use wharf_plan::message::{Body, GetState, Hello, MakeShim, ShimState, Shutdown, Welcome};
+use wharf_plan::{Fds, PROTOCOL};
+use wharf_runtime::spec::capability;
+use wharf_types::{ContainerId, Kind, PodId};
+
+use super::held::Held;
+use super::{Parts, block, cgroup_failure};
+use crate::config::NetworkMode;
+use crate::error::RequestError;
+use crate::files;
+use crate::limits::{HOSTNAME_MAX, SHIM_ADOPTION, SHIM_ANSWER};
+use crate::record::PodRecord;
+use crate::shim::identity;
+use crate::shim::link::{Link, LinkError};
+use crate::shim::socket;
+use crate::spec::{NamespaceMode, PodSpec};
+use crate::view::NetworkView;
+use crate::world::{Adoption, FoundContainer, ShimEvents, ShimFacts, StepFailure};
+
+const START: &str = "start shim";
+const END: &str = "end shim";
+/// Where a pod's directory says which process its shim is.
+const IDENTITY: &str = "shim.pid";
+/// A shim is killed after everything else: with it goes its pod.
+const SHIM_OOM_SCORE: i32 = -999;
+
+fn refuse(e: RequestError) -> StepFailure {
+    StepFailure::new("check the request", e.kind(), e)
+}
+
+fn io(stage: &'static str, what: String) -> impl FnOnce(std::io::Error) -> StepFailure {
+    move |e| {
+        let kind = match wharf_store::is_full(&e) {
+            true => Kind::Exhausted,
+            false => Kind::Internal,
+        };
+        StepFailure::new(stage, kind, format!("{what}: {e}"))
+    }
+}
+
+impl Parts {
+    /// Completes what the specification leaves open, and refuses what cannot be had.
+    pub(super) fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure> {
+        let spec = record.spec.clone();
+        self.check_pod(&spec).map_err(refuse)?;
+        let on_host = spec.security.namespaces.network == NamespaceMode::Node;
+        record.hostname = match spec.hostname.is_empty() || on_host {
+            true => self.host.hostname.clone(),
+            false => spec.hostname.clone(),
+        };
+        record.cgroup = match spec.cgroup_parent.is_empty() {
+            true => format!("{}/pods/{}", self.config.cgroup_parent, record.id),
+            false => spec.cgroup_parent.trim_matches('/').to_owned(),
+        };
+        // Only the path matters here; wrong ones are refused before anything is made.
+        self.cgroups
+            .view(&record.cgroup)
+            .map_err(|e| cgroup_failure("check the request", e))?;
+        Ok(())
+    }
+
+    fn check_pod(&self, spec: &PodSpec) -> Result<(), RequestError> {
+        let invalid = |field, reason: String| Err(RequestError::Invalid { field, reason });
+        let own = spec.security.namespaces.network != NamespaceMode::Node;
+        if !spec.runtime_handler.is_empty() {
+            let reason = format!(
+                "{:?} is not known: only the default, \"\", is",
+                spec.runtime_handler
+            );
+            return invalid("runtime_handler", reason);
+        }
+        if spec.security.namespaces.user.is_some() {
+            let text = "user namespaces are not supported yet".to_owned();
+            return Err(RequestError::Unsupported(text));
+        }
+        if spec.security.run_as_group.is_some() && spec.security.run_as_user.is_none() {
+            let reason = "a group without a user: set run_as_user too".to_owned();
+            return invalid("linux.security_context.run_as_group", reason);
+        }
+        if spec.hostname.len() > HOSTNAME_MAX {
+            let reason = format!("longer than {HOSTNAME_MAX} bytes");
+            return invalid("hostname", reason);
+        }
+        if own && self.config.network == NetworkMode::Cni {
+            let text = "pod networks are not supported yet: use the host's network, or set \
+                        cri.network = \"none\" in the configuration for pods with loopback only";
+            return Err(RequestError::Unsupported(text.to_owned()));
+        }
+        if own && let Some(port) = spec.port_mappings.iter().find(|p| p.host_port != 0) {
+            let text = format!(
+                "host port {}: host ports are not supported yet",
+                port.host_port
+            );
+            return Err(RequestError::Unsupported(text));
+        }
+        Ok(())
+    }
+
+    pub(super) fn save_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
+        let saved = self.records.save_pod(pod);
+        saved.map_err(|e| StepFailure::new("write record", Kind::Internal, e))
+    }
+
+    /// Record, directory, files, socket: in this order, so that whatever is there is known of.
+    pub(super) fn prepare_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
+        const STAGE: &str = "prepare pod";
+        self.save_pod(pod)?;
+        let dir = self.pod_dir(&pod.id);
+        std::fs::create_dir(&dir).map_err(io(STAGE, format!("create {}", dir.display())))?;
+        files::write(&dir, &pod.spec, &pod.hostname)
+            .map_err(|(path, e)| io(STAGE, format!("write {}", path.display()))(e))?;
+        let listener = socket::listen(&dir.join("shim.sock")).map_err(|e| e.at(STAGE))?;
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.insert(pod.id.clone(), listener);
+        Ok(())
+    }
+
+    fn take_listener(&self, pod: &PodId) -> Option<OwnedFd> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(pod)
+    }
+
+    pub(super) async fn start_shim(
+        &self,
+        pod: &PodRecord,
+        events: ShimEvents,
+    ) -> Result<ShimFacts, StepFailure> {
+        let missing = || StepFailure::new(START, Kind::Internal, "the pod was not prepared");
+        let listener = self.take_listener(&pod.id).ok_or_else(missing)?;
+        let made = self.zygote.make_shim(self.request(pod), listener).await?;
+        let path = self.pod_dir(&pod.id).join("shim.sock");
+        let socket = socket::connect(&path).map_err(|e| e.at(START))?;
+        let link = Link::new("shim", socket, Some(events)).map_err(|e| e.at(START))?;
+        let (kept, pid) = (self.pod_dir(&pod.id).join(IDENTITY), made.pid);
+        let identity = block(START, move || {
+            identity::save(&kept, pid).map_err(io(START, format!("write {}", kept.display())))
+        });
+        let (answer, identity) = tokio::join!(hello(&link, SHIM_ANSWER), identity);
+        let (welcome, fds) = answer.map_err(|e| e.at(START))?;
+        if let Some(failure) = welcome.failure {
+            return Err(LinkError::Failed(failure).at("make namespaces"));
+        }
+        identity?;
+        let netns = self.bind_netns(pod, &fds).await?;
+        let facts = facts(made.pid, welcome.sandbox_pid, netns);
+        let held = Held::new(link, facts.clone(), made.pidfd, fds);
+        self.hold(&pod.id, Arc::new(held));
+        Ok(facts)
+    }
+
+    /// What the zygote is asked for.
+    fn request(&self, pod: &PodRecord) -> MakeShim {
+        let asked = &pod.spec.security.namespaces;
+        let own = |mode: NamespaceMode| match mode {
+            NamespaceMode::Node => i32::from(Namespace::Inherit),
+            _ => i32::from(Namespace::New),
+        };
+        let pid = match asked.pid {
+            NamespaceMode::Pod => Namespace::New,
+            _ => Namespace::Inherit,
+        };
+        let namespaces = Namespaces {
+            pid: i32::from(pid),
+            network: own(asked.network),
+            ipc: own(asked.ipc),
+            // A host name of its own goes with a network of its own.
+            uts: own(asked.network),
+            cgroup: i32::from(Namespace::Inherit),
+            user: i32::from(Namespace::Inherit),
+        };
+        let sysctls = pod.spec.sysctls.iter();
+        MakeShim {
+            pod_id: pod.id.to_string(),
+            namespaces: Some(namespaces),
+            hostname: pod.hostname.clone(),
+            sysctls: sysctls
+                .map(|(name, value)| SysctlPlan {
+                    path: sysctl_path(name),
+                    value: value.clone(),
+                })
+                .collect(),
+            // Lowering needs the capability; without it the shim would only warn.
+            oom_score_adj: capability::bit("CAP_SYS_RESOURCE")
+                .filter(|bit| self.host.capabilities & bit != 0)
+                .map(|_| SHIM_OOM_SCORE),
+        }
+    }
+
+    /// Where the pod's network namespace is bound, when it is.
+    fn netns_path(&self, pod: &PodId) -> Option<PathBuf> {
+        Some(self.config.netns_dir.as_ref()?.join(format!("wharf-{pod}")))
+    }
+
+    async fn bind_netns(&self, pod: &PodRecord, fds: &Fds) -> Result<Option<PathBuf>, StepFailure> {
+        const STAGE: &str = "bind network namespace";
+        let (Some(path), Some(netns)) = (self.netns_path(&pod.id), fds.get("ns.net")) else {
+            return Ok(None);
+        };
+        let netns = netns
+            .try_clone_to_owned()
+            .map_err(io(STAGE, "dup".to_owned()))?;
+        block(STAGE, move || {
+            bind(&netns, &path).map_err(io(STAGE, format!("bind {}", path.display())))?;
+            Ok(Some(path))
+        })
+        .await
+    }
+
+    pub(super) async fn adopt_shim(
+        self: &Arc<Self>,
+        pod: &PodRecord,
+        events: ShimEvents,
+    ) -> Result<Adoption, StepFailure> {
+        if pod.boot != self.boot {
+            return Ok(Adoption::Gone);
+        }
+        let path = self.pod_dir(&pod.id).join("shim.sock");
+        let socket = match socket::connect(&path) {
+            Ok(socket) => socket,
+            Err(LinkError::Connect { source, .. })
+                if source.kind() == std::io::ErrorKind::WouldBlock =>
+            {
+                return Ok(Adoption::Silent);
+            }
+            Err(_nobody_listens) => return Ok(Adoption::Gone),
+        };
+        // Until it has answered, its end is not the pod's end: we may ask again.
+        let (quiet, mut told) = tokio::sync::mpsc::channel(crate::limits::SHIM_EVENTS_MAX);
+        let link = Link::new("shim", socket, Some(quiet)).map_err(|e| e.at("adopt shim"))?;
+        let asked = async {
+            let (welcome, fds) = hello(&link, SHIM_ADOPTION).await?;
+            let state = link
+                .call(Body::GetState(GetState {}), Fds::new(), SHIM_ADOPTION)
+                .await?;
+            match state {
+                (Body::ShimState(state), _) => Ok((welcome, fds, state)),
+                _ => Err(LinkError::Unexpected("shim")),
+            }
+        };
+        let (welcome, fds, state) = match asked.await {
+            Ok(answer) => answer,
+            Err(LinkError::Lost(_)) => return Ok(Adoption::Gone),
+            Err(_silent) => return Ok(Adoption::Silent),
+        };
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let netns = self
+            .netns_path(&pod.id)
+            .filter(|_| fds.get("ns.net").is_some());
+        let facts = facts(welcome.pid, welcome.sandbox_pid, netns);
+        let held = Arc::new(Held::new(
+            link,
+            facts.clone(),
+            identity::open(welcome.pid),
+            fds,
+        ));
+        self.hold(&pod.id, held.clone());
+        let found = found(state);
+        self.hold_containers(pod, &held, &found);
+        Ok(Adoption::Living(facts, found))
+    }
+
+    /// Takes over what execs and ends need of living containers; nobody waits for it.
+    fn hold_containers(
+        self: &Arc<Self>,
+        pod: &PodRecord,
+        held: &Arc<Held>,
+        found: &[FoundContainer],
+    ) {
+        for container in found.iter().filter(|c| c.exited.is_none()) {
+            let (parts, held, pod) = (self.clone(), held.clone(), pod.clone());
+            let (id, pid) = (container.id.clone(), container.pid);
+            tokio::spawn(async move {
+                // The shim has not waited for it, so its number is its own.
+                let Some(pidfd) = identity::open(pid) else {
+                    return;
+                };
+                let found = super::exec::find(parts, held, &pod, id).await;
+                if let Ok(container) = found {
+                    super::create::kill_rest(pidfd, Arc::downgrade(&container)).await;
+                }
+            });
+        }
+    }
+
+    pub(super) fn attach_network(&self, pod: &PodRecord) -> Result<NetworkView, StepFailure> {
+        let own = pod.spec.security.namespaces.network != NamespaceMode::Node;
+        match (own, self.config.network) {
+            // The host's network has no address of its own to tell; loopback is up already.
+            (false, _) | (true, NetworkMode::None) => Ok(NetworkView::default()),
+            (true, NetworkMode::Cni) => Err(StepFailure::new(
+                "attach network",
+                Kind::Unsupported,
+                "pod networks are not supported yet",
+            )),
+        }
+    }
+
+    /// Ends the shim: asked, then killed. Then what it held.
+    pub(super) async fn end_shim(self: Arc<Self>, pod: Arc<PodRecord>) -> Result<(), StepFailure> {
+        drop(self.take_listener(&pod.id));
+        let held = match self.held(&pod.id) {
+            Some(held) => Some(held),
+            None => self.find_again(&pod).await?,
+        };
+        if let Some(held) = held {
+            end(&held).await?;
+            self.let_go(&pod.id);
+        }
+        block(END, move || {
+            if let Some(path) = self.netns_path(&pod.id) {
+                unbind(&path).map_err(io(END, format!("unbind {}", path.display())))?;
+            }
+            // A cgroup that was given to us stays: it is somebody else's.
+            if pod.spec.cgroup_parent.is_empty()
+                && let Ok(cgroup) = self.cgroups.open(&pod.cgroup)
+            {
+                cgroup.kill().map_err(|e| cgroup_failure(END, e))?;
+                cgroup.remove().map_err(|e| cgroup_failure(END, e))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A shim that we hold no connection to: it was never asked, or was silent.
+    async fn find_again(
+        self: &Arc<Self>,
+        pod: &PodRecord,
+    ) -> Result<Option<Arc<Held>>, StepFailure> {
+        let (events, _told) = tokio::sync::mpsc::channel(crate::limits::SHIM_EVENTS_MAX);
+        match self.adopt_shim(pod, events).await? {
+            Adoption::Living(..) => Ok(self.held(&pod.id)),
+            Adoption::Gone => Ok(None),
+            Adoption::Silent => {
+                let path = self.pod_dir(&pod.id).join(IDENTITY);
+                let pidfd = block(END, move || Ok(identity::load(&path))).await?;
+                kill_shim(pidfd).await.map(|()| None)
+            }
+        }
+    }
+
+    pub(super) fn forget_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
+        const STAGE: &str = "remove pod";
+        let dir = self.pod_dir(&pod.id);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io(STAGE, format!("remove {}", dir.display()))(e));
+            }
+            _ => {}
+        }
+        let forgotten = self.records.forget_pod(&pod.id);
+        forgotten.map_err(|e| StepFailure::new(STAGE, Kind::Internal, e))
+    }
+}
+
+fn facts(pid: u32, sandbox_pid: u32, netns: Option<PathBuf>) -> ShimFacts {
+    ShimFacts {
+        pid,
+        sandbox_pid: (sandbox_pid != 0).then_some(sandbox_pid),
+        netns,
+    }
+}
+
+/// As sysctl(8) reads names: whichever of dot and slash comes first separates.
+fn sysctl_path(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(at) if name[at..].starts_with('.') => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
+        _ => name.to_owned(),
+    }
+}
+
+async fn hello(link: &Link, within: Duration) -> Result<(Welcome, Fds), LinkError> {
+    match link
+        .call(
+            Body::Hello(Hello { protocol: PROTOCOL }),
+            Fds::new(),
+            within,
+        )
+        .await?
+    {
+        (Body::Welcome(welcome), fds) => Ok((welcome, fds)),
+        _ => Err(LinkError::Unexpected("shim")),
+    }
+}
+
+fn found(state: ShimState) -> Vec<FoundContainer> {
+    let known = state.containers.into_iter().filter_map(|c| {
+        let id = c.container_id.parse::<ContainerId>().ok()?;
+        let exited = c.exited.map(|e| (e.code, e.signal, e.at_ns));
+        Some(FoundContainer {
+            id,
+            pid: c.pid,
+            started: c.started,
+            exited,
+        })
+    });
+    known.collect()
+}
+
+/// Asks the shim to end; one that does not answer is killed.
+async fn end(held: &Held) -> Result<(), StepFailure> {
+    let asked = held
+        .link
+        .done(Body::Shutdown(Shutdown {}), Fds::new(), SHIM_ANSWER)
+        .await;
+    let ended = match asked {
+        Err(LinkError::Lost(_)) => true,
+        Ok(()) => tokio::time::timeout(SHIM_ANSWER, held.link.lost())
+            .await
+            .is_ok(),
+        Err(_) => false,
+    };
+    if ended {
+        return Ok(());
+    }
+    tracing::warn!(
+        pid = held.facts.pid,
+        "the shim does not end by itself: killing it"
+    );
+    let pidfd = held.pidfd.as_ref().and_then(|fd| fd.try_clone().ok());
+    kill_shim(pidfd).await
+}
+
+/// A shim that does not answer is killed; its containers are ended by their cgroups.
+async fn kill_shim(pidfd: Option<OwnedFd>) -> Result<(), StepFailure> {
+    let failed = |text: &str| StepFailure::new(END, Kind::Unavailable, text.to_owned());
+    let pidfd =
+        pidfd.ok_or_else(|| failed("the shim does not answer, and its process is not known"))?;
+    match identity::kill(pidfd, SHIM_ANSWER).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(failed("the shim was killed and is still there")),
+        Err(e) => Err(StepFailure::new(END, Kind::Internal, e)),
+    }
+}
+
+/// Binds a namespace to a path, where other tools expect it.
+fn bind(namespace: &OwnedFd, path: &Path) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    std::fs::File::create(path)?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    Ok(rustix::mount::mount_bind(source, path)?)
+}
+
+fn unbind(path: &Path) -> std::io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH) {
+        // Not there, or not mounted.
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_are_read_as_sysctl_reads_them() {
+        for (name, path) in [
+            ("net.core.somaxconn", "net/core/somaxconn"),
+            ("net/core/somaxconn", "net/core/somaxconn"),
+            (
+                "net.ipv4.conf.eth0/1.forwarding",
+                "net/ipv4/conf/eth0.1/forwarding",
+            ),
+            (
+                "net/ipv4/conf/eth0.1/forwarding",
+                "net/ipv4/conf/eth0.1/forwarding",
+            ),
+            ("kernel", "kernel"),
+        ] {
+            assert_eq!(sysctl_path(name), path);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The start of the engine: what the disk knows × which shims live.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use wharf_image::Images;
+use wharf_store::Store;
+
+use crate::board::Board;
+use crate::config::EngineConfig;
+use crate::engine::Engine;
+use crate::error::OpenError;
+use crate::machine::Machine;
+use crate::pod::recovered::Recovered;
+use crate::pods::Pods;
+
+impl Engine {
+    /// Takes over the pods of the last daemon and is ready for new ones. Every living shim is asked
+    /// once, all at the same time; a silent one makes its own pod unknown and is asked again later.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be made or read, or there are no control groups. A record that cannot be read
+    /// is logged and left where it is.
+    pub async fn open(
+        config: EngineConfig,
+        images: Images,
+        store: Store,
+    ) -> Result<Self, OpenError> {
+        let opened = tokio::task::spawn_blocking(move || {
+            let machine = Machine::open(config, images, store)?;
+            let found = found(&machine)?;
+            Ok::<_, OpenError>((machine, found))
+        });
+        let (machine, found) = opened.await.map_err(|e| OpenError::Cgroups {
+            what: "opening the engine".to_owned(),
+            source: Box::new(e),
+        })??;
+        let board = Arc::new(Board::default());
+        let pods = Pods::new(Arc::new(machine.clone()), board.clone());
+        pods.recover(found).await;
+        // Now, while limits are those that this process was given: shims have them too. No reason to
+        // refuse what runs already.
+        if let Err(failure) = machine.warm().await {
+            tracing::warn!(error = %failure, "the zygote could not be started ahead");
+        }
+        Ok(Self::new(pods, board))
+    }
+}
+
+/// Reads all records; snapshots that belong to no record are what a creation left that was cut off
+/// before it could be recorded, or a removal after its record was gone.
+fn found(machine: &Machine) -> Result<Vec<Recovered>, OpenError> {
+    let failed = |e| OpenError::Directory {
+        action: "read records in",
+        path: "pods".into(),
+        source: std::io::Error::other(e),
+    };
+    let mut found = Vec::new();
+    let mut known = BTreeSet::new();
+    let mut broken = false;
+    for pod in machine.records().load().map_err(failed)? {
+        for (id, e) in &pod.broken {
+            tracing::error!(container = %id, error = %wharf_types::chain(e), "unreadable record");
+            broken = true;
+        }
+        known.extend(pod.containers.iter().map(|c| c.id.to_string()));
+        match pod.pod {
+            Ok(record) => found.push(Recovered {
+                record,
+                containers: pod.containers,
+            }),
+            Err(e) => {
+                tracing::error!(pod = %pod.id, error = %wharf_types::chain(&e), "unreadable record");
+                broken = true;
+            }
+        }
+    }
+    // With an unreadable record it cannot be said whose a snapshot is.
+    let orphans = machine
+        .store()
+        .snapshots()
+        .into_iter()
+        .filter(|key| !known.contains(key));
+    for key in orphans.filter(|key| !broken && key.len() == 64) {
+        if let Err(e) = machine.store().remove(&key) {
+            tracing::warn!(key, error = %wharf_types::chain(&e), "a snapshot without a container");
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,136 @@
+//! A driver for what a restart of the daemon found: records, and what became of the shim meanwhile.
+
+use std::sync::Arc;
+
+use wharf_types::ContainerId;
+
+use super::driver::{Driver, Surroundings};
+use super::state::{Event, State};
+use crate::container::slot::{RawExit, Slot};
+use crate::container::state::{Event as ContainerEvent, State as ContainerState};
+use crate::record::{ContainerRecord, PodPhase, PodRecord};
+use crate::world::{Adoption, FoundContainer, ShimFacts};
+
+/// A pod as a restart found it.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) record: PodRecord,
+    pub(crate) containers: Vec<ContainerRecord>,
+}
+
+impl Driver {
+    /// A driver that continues where the last daemon left off. The shim is asked by
+    /// [`Driver::adopt_now`], before the driver runs.
+    pub(crate) fn recover(around: Surroundings, found: Recovered) -> Self {
+        let phase = found.record.phase;
+        let mut driver = Self::new(around, found.record, State::Ready);
+        // A start that nobody was answered is undone, unseen; its caller repeats it.
+        driver.published = phase != PodPhase::Starting;
+        for record in found.containers {
+            let state = match &record.exit {
+                Some(_) => ContainerState::Exited,
+                None if record.facts.is_none() => ContainerState::Creating,
+                None if record.started_at_ns > 0 => ContainerState::Running,
+                None => ContainerState::Created,
+            };
+            let id = record.id.clone();
+            driver
+                .containers
+                .insert(id, Slot::new(Arc::new(record), state));
+        }
+        driver
+    }
+
+    /// Asks the shim what became of its containers, and takes what the record says to be done.
+    pub(crate) async fn adopt_now(&mut self) {
+        let step = self
+            .world
+            .adopt_shim(self.record.clone(), self.events.clone());
+        let answer = step.await;
+        let unfinished: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, slot)| slot.state == ContainerState::Creating)
+            .map(|(id, _)| id.clone())
+            .collect();
+        match answer {
+            Ok(Adoption::Living(facts, found)) => self.adopt(facts, &found),
+            Ok(Adoption::Gone) => self.on_lost(),
+            Ok(Adoption::Silent) | Err(_) => self.ask_later(),
+        }
+        for id in unfinished {
+            self.undo(&id);
+        }
+        match self.record.phase {
+            PodPhase::Starting => {
+                self.remove_wish = true;
+                self.feed(Event::Stop);
+            }
+            PodPhase::Stopped => self.feed(Event::Stop),
+            PodPhase::Ready => {}
+        }
+        self.publish();
+        self.settle();
+    }
+
+    /// Takes over what a living shim holds.
+    pub(super) fn adopt(&mut self, facts: ShimFacts, found: &[FoundContainer]) {
+        self.shim = Some(facts);
+        self.reachable = true;
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        for id in ids {
+            match found.iter().find(|f| f.id == id) {
+                Some(container) => self.adopt_container(container),
+                // It was never finished, so nobody was told its id: it is made again.
+                None if self.is_unstarted(&id) => self.undo(&id),
+                None => {
+                    let text = "the shim does not know it; nobody saw the exit code";
+                    let exit = crate::record::Exit::unseen(self.world.now_ns(), text);
+                    self.on_exit(&id, RawExit::Decided(exit));
+                }
+            }
+        }
+    }
+
+    fn is_unstarted(&self, id: &ContainerId) -> bool {
+        self.containers
+            .get(id)
+            .is_some_and(|slot| slot.state == ContainerState::Created)
+    }
+
+    /// A creation that nobody was answered is undone; its caller repeats it.
+    fn undo(&mut self, id: &ContainerId) {
+        if let Some(slot) = self.containers.get_mut(id) {
+            slot.state = ContainerState::Creating;
+            slot.wish.remove = true;
+        }
+        self.feed_container(id, ContainerEvent::Failed);
+    }
+
+    fn adopt_container(&mut self, found: &FoundContainer) {
+        let Some(slot) = self.containers.get_mut(&found.id) else {
+            return;
+        };
+        slot.pid = Some(found.pid);
+        if slot.state == ContainerState::Running && !found.started && found.exited.is_none() {
+            // Its start was recorded and never begun.
+            slot.state = ContainerState::Created;
+            slot.edit(|record| record.started_at_ns = 0);
+        } else if slot.state == ContainerState::Created && found.started {
+            // It was started, and the record could not be written.
+            let now = self.world.now_ns();
+            slot.state = ContainerState::Running;
+            slot.edit(|record| record.started_at_ns = now);
+        }
+        if let Some((code, signal, at_ns)) = found.exited {
+            self.on_exit(
+                &found.id,
+                RawExit::Seen {
+                    code,
+                    signal,
+                    at_ns,
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! All pods: who has which name, and where each pod's driver is.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use wharf_types::{ContainerId, Digest, Kind, PodId};
+
+use crate::board::{Board, Stage};
+use crate::container::slot::{Reply, step_error};
+use crate::error::RequestError;
+use crate::limits::{PODS_MAX, REQUESTS_PER_POD_MAX};
+use crate::pod::driver::{Driver, Surroundings};
+use crate::pod::recovered::Recovered;
+use crate::pod::request::{Request, Verb};
+use crate::record::{PodPhase, PodRecord, VERSION};
+use crate::spec::{
+    ContainerSpec, ExecSyncOutput, ExecSyncRequest, PodMetadata, PodSpec, ResourceSpec,
+};
+use crate::view::NetworkView;
+use crate::world::{StepFailure, World};
+
+/// All pods. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Pods(Arc<Inner>);
+
+struct Inner {
+    world: Arc<dyn World>,
+    board: Arc<Board>,
+    names: Mutex<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    by_key: HashMap<PodMetadata, PodId>,
+    pods: HashMap<PodId, Handle>,
+}
+
+#[derive(Clone)]
+struct Handle {
+    key: PodMetadata,
+    digest: Digest,
+    requests: mpsc::Sender<Request>,
+}
+
+impl fmt::Debug for Pods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pods")
+            .field("pods", &self.names().pods.len())
+            .finish()
+    }
+}
+
+impl Pods {
+    pub(crate) fn new(world: Arc<dyn World>, board: Arc<Board>) -> Self {
+        Self(Arc::new(Inner {
+            world,
+            board,
+            names: Mutex::default(),
+        }))
+    }
+
+    // Held for map operations only.
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what a restart found; returns when every shim was asked once.
+    pub(crate) async fn recover(&self, found: Vec<Recovered>) {
+        let mut asked = tokio::task::JoinSet::new();
+        for pod in found {
+            let around = self.enter(&mut self.names(), &pod.record.spec, pod.record.id.clone());
+            let mut driver = Driver::recover(around, pod);
+            asked.spawn(async move {
+                driver.adopt_now().await;
+                tokio::spawn(driver.run());
+            });
+        }
+        asked.join_all().await;
+    }
+
+    pub(crate) async fn run(&self, spec: PodSpec) -> Result<PodId, RequestError> {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let requests = self.begin(&spec)?;
+            if requests.send(Request::Run(reply)).await.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer;
+            }
+            // That driver has just ended and the name is free again.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The driver of this name: the one there is, when it was asked for the same, or a new one.
+    fn begin(&self, spec: &PodSpec) -> Result<mpsc::Sender<Request>, RequestError> {
+        let digest = spec.digest();
+        let mut names = self.names();
+        if let Some(id) = names.by_key.get(&spec.metadata) {
+            let handle = names.pods.get(id).filter(|handle| handle.digest == digest);
+            return handle.map(|handle| handle.requests.clone()).ok_or_else(|| {
+                RequestError::Exists {
+                    what: "pod",
+                    name: spec.metadata.to_string(),
+                    id: id.to_string(),
+                    difference: "another configuration",
+                }
+            });
+        }
+        if names.pods.len() >= PODS_MAX {
+            return Err(RequestError::Limit {
+                what: "the number of pods",
+                limit: PODS_MAX,
+            });
+        }
+        let record = self
+            .plan(spec)
+            .map_err(|f| step_error(&f, format!("pod {}", spec.metadata)))?;
+        let around = self.enter(&mut names, &record.spec, record.id.clone());
+        let requests = names
+            .pods
+            .get(&record.id)
+            .map(|handle| handle.requests.clone());
+        drop(names);
+        tracing::info!(pod = %record.id, name = %record.spec.metadata, "pod starts");
+        tokio::spawn(Driver::start(around, record).run());
+        requests.ok_or(RequestError::ShuttingDown)
+    }
+
+    fn plan(&self, spec: &PodSpec) -> Result<PodRecord, StepFailure> {
+        let world = &self.0.world;
+        let mut record = PodRecord {
+            version: VERSION,
+            id: PodId::from_random(world.random()?),
+            spec: Arc::new(spec.clone()),
+            created_at_ns: world.now_ns(),
+            phase: PodPhase::Starting,
+            boot: world.boot(),
+            cgroup: String::new(),
+            hostname: String::new(),
+            network: NetworkView::default(),
+            netns: None,
+        };
+        world.plan_pod(&mut record)?;
+        Ok(record)
+    }
+
+    fn enter(&self, names: &mut Names, spec: &PodSpec, id: PodId) -> Surroundings {
+        let (sender, requests) = mpsc::channel(REQUESTS_PER_POD_MAX);
+        let key = spec.metadata.clone();
+        names.by_key.insert(key.clone(), id.clone());
+        names.pods.insert(
+            id,
+            Handle {
+                key,
+                digest: spec.digest(),
+                requests: sender,
+            },
+        );
+        let inner = Arc::downgrade(&self.0);
+        let release = Box::new(move |id: &PodId| {
+            if let Some(inner) = Weak::upgrade(&inner) {
+                Self(inner).release(id);
+            }
+        });
+        let (world, board) = (self.0.world.clone(), self.0.board.clone());
+        Surroundings {
+            world,
+            board,
+            requests,
+            release,
+        }
+    }
+
+    fn release(&self, id: &PodId) {
+        let mut names = self.names();
+        if let Some(handle) = names.pods.remove(id)
+            && names.by_key.get(&handle.key) == Some(id)
+        {
+            names.by_key.remove(&handle.key);
+        }
+    }
+
+    /// The stage of a pod's start.
+    pub(crate) fn stage(&self, metadata: &PodMetadata) -> Option<Stage> {
+        let id = self.names().by_key.get(metadata).cloned()?;
+        self.0.board.stage(id.as_str())
+    }
+
+    /// Full id, or unique beginning of a published one.
+    fn pod_id(&self, id: &str) -> Result<PodId, RequestError> {
+        match self.0.board.pod(id) {
+            Ok(view) => Ok(view.id.clone()),
+            // One that is still being started is known by its whole id only.
+            Err(e) => id.parse::<PodId>().ok().filter(|id| self.has(id)).ok_or(e),
+        }
+    }
+
+    fn has(&self, id: &PodId) -> bool {
+        self.names().pods.contains_key(id)
+    }
+
+    /// Asks a pod's driver; `None` when there is none any more.
+    async fn ask<T>(
+        &self,
+        id: &PodId,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Option<Result<T, RequestError>> {
+        let requests = self
+            .names()
+            .pods
+            .get(id)
+            .map(|handle| handle.requests.clone())?;
+        let (reply, answer) = oneshot::channel();
+        requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    pub(crate) async fn stop(&self, id: &str) -> Result<(), RequestError> {
+        match absent_is_fine(self.pod_id(id))? {
+            Some(id) => self.ask(&id, Request::Stop).await.unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), RequestError> {
+        match absent_is_fine(self.pod_id(id))? {
+            Some(id) => self.ask(&id, Request::Remove).await.unwrap_or(Ok(())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) async fn create_container(
+        &self,
+        pod: &str,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, RequestError> {
+        let id = self.pod_id(pod)?;
+        let digest = spec.digest();
+        let spec = Box::new(spec);
+        let answer = self
+            .ask(&id, |reply| Request::Create {
+                spec,
+                digest,
+                reply,
+            })
+            .await;
+        answer.unwrap_or_else(|| {
+            Err(RequestError::NotFound {
+                what: "pod",
+                id: pod.to_owned(),
+            })
+        })
+    }
+
+    /// Asks about a container; `None` when its pod has gone meanwhile.
+    async fn ask_container<T>(
+        &self,
+        id: &str,
+        verb: impl FnOnce(Reply<T>) -> Verb,
+    ) -> Result<Option<T>, RequestError> {
+        let view = self.0.board.container(id)?;
+        let (pod, id): (PodId, ContainerId) = (view.pod.clone(), view.id.clone());
+        self.ask(&pod, |reply| Request::Container(id, verb(reply)))
+            .await
+            .transpose()
+    }
+
+    pub(crate) async fn start_container(&self, id: &str) -> Result<(), RequestError> {
+        self.ask_container(id, Verb::Start)
+            .await?
+            .ok_or_else(|| unknown(id))
+    }
+
+    pub(crate) async fn stop_container(
+        &self,
+        id: &str,
+        grace: Duration,
+    ) -> Result<(), RequestError> {
+        let asked = self
+            .ask_container(id, |reply| Verb::Stop(grace, reply))
+            .await;
+        absent_is_fine(asked).map(|_| ())
+    }
+
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), RequestError> {
+        absent_is_fine(self.ask_container(id, Verb::Remove).await).map(|_| ())
+    }
+
+    pub(crate) async fn update_container(
+        &self,
+        id: &str,
+        resources: ResourceSpec,
+    ) -> Result<(), RequestError> {
+        let resources = Box::new(resources);
+        let asked = self
+            .ask_container(id, |reply| Verb::Update(resources, reply))
+            .await;
+        asked?.ok_or_else(|| unknown(id))
+    }
+
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<(), RequestError> {
+        self.ask_container(id, Verb::ReopenLog)
+            .await?
+            .ok_or_else(|| unknown(id))
+    }
+
+    pub(crate) async fn exec_sync(
+        &self,
+        request: ExecSyncRequest,
+    ) -> Result<ExecSyncOutput, RequestError> {
+        let ExecSyncRequest {
+            container,
+            cmd,
+            timeout,
+        } = request;
+        if cmd.is_empty() {
+            let reason = "a command is needed".to_owned();
+            return Err(RequestError::Invalid {
+                field: "cmd",
+                reason,
+            });
+        }
+        let asked = self
+            .ask_container(&container, |reply| Verb::Exec {
+                cmd,
+                timeout,
+                reply,
+            })
+            .await;
+        asked?.ok_or_else(|| unknown(&container))
+    }
+}
+
+fn unknown(id: &str) -> RequestError {
+    RequestError::NotFound {
+        what: "container",
+        id: id.to_owned(),
+    }
+}
+
+/// CRI: stopping and removing what is not there succeeds.
+fn absent_is_fine<T>(result: Result<T, RequestError>) -> Result<Option<T>, RequestError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == Kind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,403 @@
+//! Records: one small file for each pod and container, written whole or not at all.
+//!
+//! ```text
+//! <root>/pods/<pod id>/pod.json               what was asked for, how far it came; survives a reboot
+//! <root>/pods/<pod id>/<container id>.json    the same for a container
+//! <state>/pods/<pod id>/                      what ends with the boot: sockets, sandbox files
+//! ```
+//!
+//! Intent is recorded before the act. No fsync: a process's death loses nothing, and after a power
+//! cut nothing of a pod is left to be found but its files.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use wharf_types::{ContainerId, PodId};
+
+use crate::limits::RECORD_MAX;
+use crate::spec::{ContainerSpec, PodSpec, ResourceSpec};
+use crate::view::{ContainerFacts, NetworkView};
+
+/// How far a pod has come, as far as the disk needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodPhase {
+    /// Its start was begun and not yet answered: after a restart it is undone.
+    Starting,
+    /// Its start was answered.
+    Ready,
+    /// It is being stopped, or is stopped.
+    Stopped,
+}
+
+/// What is known of a pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Version of this form; see [`VERSION`].
+    pub version: u32,
+    /// Its id.
+    pub id: PodId,
+    /// What was asked for.
+    pub spec: Arc<PodSpec>,
+    /// When, in nanoseconds since 1970.
+    pub created_at_ns: i64,
+    /// How far it came.
+    pub phase: PodPhase,
+    /// The boot in which it lives: `/proc/sys/kernel/random/boot_id`.
+    pub boot: String,
+    /// Its cgroup, relative to the hierarchies' roots.
+    pub cgroup: String,
+    /// The host name that its containers see.
+    pub hostname: String,
+    /// What its network gave.
+    pub network: NetworkView,
+    /// Name of its namespaces below `/run/netns`.
+    pub netns: Option<PathBuf>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status, or 128 + signal.
+    pub code: i32,
+    /// When, in nanoseconds since 1970.
+    pub at_ns: i64,
+    /// `Completed`, `Error`, `OOMKilled`, `Unknown`, `StartError`.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+}
+
+impl Exit {
+    /// What is said of a container whose end nobody saw.
+    pub fn unseen(at_ns: i64, message: &str) -> Self {
+        Self {
+            code: 255,
+            at_ns,
+            reason: "Unknown".to_owned(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+/// What is known of a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Version of this form; see [`VERSION`].
+    pub version: u32,
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub pod: PodId,
+    /// What was asked for.
+    pub spec: Arc<ContainerSpec>,
+    /// When, in nanoseconds since 1970.
+    pub created_at_ns: i64,
+    /// What creating it found out; `None` while it is being created.
+    pub facts: Option<Arc<ContainerFacts>>,
+    /// Limits as they are now.
+    pub resources: ResourceSpec,
+    /// When its start was begun; 0 before.
+    pub started_at_ns: i64,
+    /// How it ended.
+    pub exit: Option<Exit>,
+}
+
+/// The form of records that this build writes.
+pub const VERSION: u32 = 1;
+
+/// A record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("{action} {path}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The file is no record.
+    #[error("{path} is not a record of wharf")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The file is larger than any record of ours.
+    #[error("{path} is over the limit of {RECORD_MAX} bytes")]
+    TooBig {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The directory of all records.
+#[derive(Debug, Clone)]
+pub struct Records {
+    pods: PathBuf,
+}
+
+impl Records {
+    /// Below the engine's root; the directory is made.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made.
+    pub fn open(root: &Path) -> Result<Self, RecordError> {
+        let pods = root.join("pods");
+        std::fs::create_dir_all(&pods).map_err(io("create", &pods))?;
+        Ok(Self { pods })
+    }
+
+    /// Writes a pod's record, and its directory when it is the first.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn save_pod(&self, record: &PodRecord) -> Result<(), RecordError> {
+        let dir = self.pods.join(record.id.as_str());
+        match std::fs::create_dir(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(io("create", &dir)(e));
+            }
+            _ => {}
+        }
+        save(&dir.join("pod.json"), record)
+    }
+
+    /// Writes a container's record.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn save_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        let dir = self.pods.join(record.pod.as_str());
+        save(&dir.join(format!("{}.json", record.id)), record)
+    }
+
+    /// Removes a container's record; one that is gone is fine.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn forget_container(&self, pod: &PodId, id: &ContainerId) -> Result<(), RecordError> {
+        let path = self.pods.join(pod.as_str()).join(format!("{id}.json"));
+        absent_is_fine(std::fs::remove_file(&path)).map_err(io("remove", &path))
+    }
+
+    /// Removes a pod's record and directory; one that is gone is fine.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses.
+    pub fn forget_pod(&self, pod: &PodId) -> Result<(), RecordError> {
+        let path = self.pods.join(pod.as_str());
+        absent_is_fine(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))
+    }
+
+    /// Every pod with its containers. A directory whose pod record is missing or broken is given as
+    /// an error beside its name.
+    ///
+    /// # Errors
+    ///
+    /// The directory itself cannot be read.
+    pub fn load(&self) -> Result<Vec<LoadedPod>, RecordError> {
+        let mut pods = Vec::new();
+        for entry in std::fs::read_dir(&self.pods).map_err(io("list", &self.pods))? {
+            let entry = entry.map_err(io("list", &self.pods))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Ok(id) = name.parse::<PodId>() {
+                pods.push(self.load_pod(id));
+            }
+        }
+        pods.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(pods)
+    }
+
+    fn load_pod(&self, id: PodId) -> LoadedPod {
+        let dir = self.pods.join(id.as_str());
+        let pod = read(&dir.join("pod.json"));
+        let mut containers = Vec::new();
+        let mut broken = Vec::new();
+        for name in list(&dir) {
+            let Some(id) = name
+                .strip_suffix(".json")
+                .and_then(|n| n.parse::<ContainerId>().ok())
+            else {
+                continue;
+            };
+            match read::<ContainerRecord>(&dir.join(&name)) {
+                Ok(record) => containers.push(record),
+                Err(e) => broken.push((id, e)),
+            }
+        }
+        containers.sort_by_key(|c| c.created_at_ns);
+        LoadedPod {
+            id,
+            pod,
+            containers,
+            broken,
+        }
+    }
+}
+
+/// What the disk knows of a pod.
+#[derive(Debug)]
+pub struct LoadedPod {
+    /// Its id: the directory's name.
+    pub id: PodId,
+    /// Its record.
+    pub pod: Result<PodRecord, RecordError>,
+    /// Its containers, oldest first.
+    pub containers: Vec<ContainerRecord>,
+    /// Containers whose records cannot be read.
+    pub broken: Vec<(ContainerId, RecordError)>,
+}
+
+fn list(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let bytes = serde_json::to_vec(record).map_err(|source| RecordError::Malformed {
+        path: path.to_owned(),
+        source,
+    })?;
+    let draft = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    // Environments may hold secrets.
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&draft).map_err(io("create", &draft))?;
+    file.write_all(&bytes).map_err(io("write", &draft))?;
+    std::fs::rename(&draft, path).map_err(io("rename", path))
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecordError> {
+    use std::io::Read as _;
+    let file = std::fs::File::open(path).map_err(io("open", path))?;
+    let mut bytes = Vec::new();
+    file.take(RECORD_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io("read", path))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > RECORD_MAX {
+        return Err(RecordError::TooBig {
+            path: path.to_owned(),
+        });
+    }
+    serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn io(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> RecordError + use<> {
+    let path = path.to_owned();
+    move |source| RecordError::Io {
+        action,
+        path: path.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(n: u8) -> PodRecord {
+        PodRecord {
+            version: VERSION,
+            id: PodId::from_random([n; 32]),
+            spec: Arc::default(),
+            created_at_ns: 1,
+            phase: PodPhase::Starting,
+            boot: "b".to_owned(),
+            cgroup: "/c".to_owned(),
+            hostname: "h".to_owned(),
+            network: NetworkView::default(),
+            netns: None,
+        }
+    }
+
+    fn container(pod: &PodRecord, n: u8) -> ContainerRecord {
+        ContainerRecord {
+            version: VERSION,
+            id: ContainerId::from_random([n; 32]),
+            pod: pod.id.clone(),
+            spec: Arc::default(),
+            created_at_ns: i64::from(n),
+            facts: None,
+            resources: ResourceSpec::default(),
+            started_at_ns: 0,
+            exit: None,
+        }
+    }
+
+    #[test]
+    fn records_are_found_again_and_forgotten_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let p = pod(1);
+        records.save_pod(&p).unwrap();
+        let mut c = container(&p, 2);
+        records.save_container(&c).unwrap();
+        c.exit = Some(Exit::unseen(5, "gone"));
+        records.save_container(&c).unwrap();
+        records.save_container(&container(&p, 1)).unwrap();
+        let loaded = records.load().unwrap();
+        assert_eq!(loaded.len(), 1);
+        assert_eq!(loaded[0].pod.as_ref().unwrap(), &p);
+        assert_eq!(loaded[0].containers, [container(&p, 1), c.clone()]);
+        for _ in 0..2 {
+            records.forget_container(&p.id, &c.id).unwrap();
+        }
+        assert_eq!(records.load().unwrap()[0].containers.len(), 1);
+        for _ in 0..2 {
+            records.forget_pod(&p.id).unwrap();
+        }
+        assert!(records.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_broken_record_is_reported_and_hides_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let (p, q) = (pod(1), pod(2));
+        records.save_pod(&p).unwrap();
+        records.save_pod(&q).unwrap();
+        let c = container(&p, 3);
+        records.save_container(&c).unwrap();
+        std::fs::write(dir.path().join(format!("pods/{}/pod.json", q.id)), b"{").unwrap();
+        std::fs::write(
+            dir.path().join(format!("pods/{}/{}.json", p.id, c.id)),
+            b"[]",
+        )
+        .unwrap();
+        let loaded = records.load().unwrap();
+        assert!(loaded.iter().any(|l| l.pod.is_ok() && l.broken.len() == 1));
+        assert!(
+            loaded
+                .iter()
+                .any(|l| matches!(l.pod, Err(RecordError::Malformed { .. })))
+        );
+    }
+}

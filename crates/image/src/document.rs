@@ -4,11 +4,16 @@
 //! Schema 2". Unknown fields are ignored and every optional field may be `null`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use wharf_types::{DiffId, Digest, Platform};
 
-use crate::limits::{INDEX_ENTRIES_MAX, LAYERS_MAX};
+use crate::limits::{
+    CONFIG_LIST_BYTES_MAX, CONFIG_LIST_MAX, CONFIG_TEXT_MAX, INDEX_ENTRIES_MAX, LAYERS_MAX,
+};
 
 /// A document that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,9 +26,127 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 
+/// What a list of a configuration may still hold.
+struct Room {
+    entries: usize,
+    bytes: usize,
+}
+
+impl Room {
+    const FULL: Self = Self {
+        entries: CONFIG_LIST_MAX,
+        bytes: CONFIG_LIST_BYTES_MAX,
+    };
+
+    fn take<E: serde::de::Error>(&mut self, bytes: usize) -> Result<(), E> {
+        let too_much = || {
+            E::custom(format_args!(
+                "a list (Env, Cmd, Labels…) has more than {CONFIG_LIST_MAX} entries or \
+                 {CONFIG_LIST_BYTES_MAX} bytes"
+            ))
+        };
+        self.entries = self.entries.checked_sub(1).ok_or_else(too_much)?;
+        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(too_much)?;
+        Ok(())
+    }
+}
+
+/// A list within the limits: it ends where they are reached, not after it was read.
+#[derive(Default)]
+struct List(Vec<String>);
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = List;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of texts")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<List, A::Error> {
+                let (mut room, mut all) = (Room::FULL, Vec::new());
+                while let Some(text) = seq.next_element::<String>()? {
+                    room.take(text.len())?;
+                    all.push(text);
+                }
+                Ok(List(all))
+            }
+        }
+        input.deserialize_seq(Visit)
+    }
+}
+
+/// The same for a map.
+struct Map<V>(BTreeMap<String, V>);
+
+impl<V> Default for Map<V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<'de, V: Deserialize<'de> + Weigh> Deserialize<'de> for Map<V> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Visit<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de> + Weigh> Visitor<'de> for Visit<V> {
+            type Value = Map<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Map<V>, A::Error> {
+                let (mut room, mut all) = (Room::FULL, BTreeMap::new());
+                while let Some((key, value)) = map.next_entry::<String, V>()? {
+                    room.take(key.len().saturating_add(value.weight()))?;
+                    all.insert(key, value);
+                }
+                Ok(Map(all))
+            }
+        }
+        input.deserialize_map(Visit(PhantomData))
+    }
+}
+
+/// What a value of a map takes of its room.
+trait Weigh {
+    fn weight(&self) -> usize;
+}
+
+impl Weigh for String {
+    fn weight(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Weigh for IgnoredAny {
+    fn weight(&self) -> usize {
+        0
+    }
+}
+
+fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    or_default(input).map(|List(all)| all)
+}
+
+fn labels<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
+    or_default(input).map(|Map(all)| all)
+}
+
 fn keys<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
-    let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(input)?;
-    Ok(map.unwrap_or_default().into_keys().collect())
+    or_default(input).map(|Map::<IgnoredAny>(all)| all.into_keys().collect())
+}
+
+fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    let text: String = or_default(input)?;
+    if text.len() > CONFIG_TEXT_MAX {
+        return Err(D::Error::custom(format_args!(
+            "a text (User, WorkingDir…) has more than {CONFIG_TEXT_MAX} bytes"
+        )));
+    }
+    Ok(text)
 }
 
 /// A reference from one document to another, or to a layer.
@@ -160,51 +283,51 @@ pub(crate) fn platforms(entries: &[Descriptor]) -> String {
 #[serde(rename_all = "PascalCase")]
 pub struct ImageConfig {
     /// `user[:group]`, names or numbers.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     pub user: String,
     /// `port/protocol`.
     #[serde(default, deserialize_with = "keys")]
     pub exposed_ports: Vec<String>,
     /// `NAME=value`.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub env: Vec<String>,
     /// The program and its first arguments.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub entrypoint: Vec<String>,
     /// Further arguments, or the program when there is no entrypoint.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub cmd: Vec<String>,
     /// Directories that want a volume.
     #[serde(default, deserialize_with = "keys")]
     pub volumes: Vec<String>,
     /// Where the program starts.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     pub working_dir: String,
     /// The author's labels.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "labels")]
     pub labels: BTreeMap<String, String>,
     /// `SIGTERM`, `15`…
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     pub stop_signal: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct RootFs {
-    #[serde(default, rename = "type", deserialize_with = "or_default")]
+    #[serde(default, rename = "type", deserialize_with = "text")]
     kind: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     diff_ids: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct RawConfig {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     created: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     os: String,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "text")]
     variant: String,
     #[serde(default, deserialize_with = "or_default")]
     config: ImageConfig,
@@ -229,6 +352,11 @@ impl Configuration {
             return Err(DocumentError(format!(
                 "root file systems of type {:?} are not supported, only \"layers\"",
                 raw.rootfs.kind
+            )));
+        }
+        if raw.rootfs.diff_ids.len() > LAYERS_MAX {
+            return Err(DocumentError(format!(
+                "the configuration names more than {LAYERS_MAX} layers: squash the image"
             )));
         }
         let layers = raw.rootfs.diff_ids.iter().map(|id| id.parse().map(DiffId));
@@ -348,5 +476,35 @@ mod tests {
         assert_eq!(config.config.exposed_ports, ["80/tcp"]);
         assert!(config.layers.is_empty() && config.config.env.is_empty());
         Configuration::parse(br#"{"rootfs":{"type":"other"}}"#).unwrap_err();
+    }
+
+    #[test]
+    fn what_a_configuration_lists_is_limited() {
+        let config = |key: &str, value: String| {
+            Configuration::parse(format!("{{\"config\":{{\"{key}\":{value}}}}}").as_bytes())
+        };
+        let list = |n: usize, text: &str| format!("[{}]", vec![format!("\"{text}\""); n].join(","));
+        let map = |n: usize, value: &str| {
+            let entries: Vec<_> = (0..n).map(|i| format!("\"{i}\":{value}")).collect();
+            format!("{{{}}}", entries.join(","))
+        };
+        config("Env", list(CONFIG_LIST_MAX, "a=b")).unwrap();
+        config("Labels", map(CONFIG_LIST_MAX, "\"v\"")).unwrap();
+        let long = "x".repeat(1 << 20);
+        for (key, value) in [
+            ("Env", list(CONFIG_LIST_MAX + 1, "")),
+            ("Env", list(3, &long)),
+            ("Cmd", list(CONFIG_LIST_MAX + 1, "")),
+            ("Entrypoint", list(CONFIG_LIST_MAX + 1, "")),
+            ("Labels", map(CONFIG_LIST_MAX + 1, "\"\"")),
+            ("Labels", map(3, &format!("\"{long}\""))),
+            ("Volumes", map(CONFIG_LIST_MAX + 1, "{}")),
+            ("ExposedPorts", map(CONFIG_LIST_MAX + 1, "{}")),
+        ] {
+            let error = config(key, value).unwrap_err();
+            assert!(error.0.contains("more than 4096 entries"), "{key}: {error}");
+        }
+        let error = config("User", format!("\"{long}\"")).unwrap_err();
+        assert!(error.0.contains("4096 bytes"), "{error}");
     }
 }

@@ -24,8 +24,9 @@ const NAMESPACES: [&str; 2] = ["k8s.io", "default"];
 pub struct ImagesConfig {
     /// What this node is.
     pub platform: Platform,
-    /// Layers that are fetched and unpacked at the same time, over all pulls. Each takes two threads
-    /// and up to about 8 MiB, zstd with large windows more.
+    /// Layers of one registry that are fetched and unpacked at the same time, over all pulls; four
+    /// times as many of all registries. Each takes two threads and up to about 8 MiB, zstd with large
+    /// windows more.
     pub max_parallel_layers: usize,
     /// How long a pull goes on when everybody who waited for it left: a client that retries joins it.
     pub linger: Duration,
@@ -115,16 +116,11 @@ impl Images {
         let work = || {
             let inner = Arc::clone(&self.0);
             async move {
-                let id = Arc::clone(&inner.puller).run(request).await?;
-                let rebuilt = tokio::task::spawn_blocking(move || {
-                    inner.rebuild();
-                    inner.by_id(&id)
-                });
+                let puller = Arc::clone(&inner.puller);
+                let list = Arc::clone(&inner);
+                let id = puller.run(request, move || list.rebuild()).await?;
                 // Removed by somebody in the same moment.
-                rebuilt
-                    .await
-                    .map_err(|_panicked| PullError::Died)?
-                    .ok_or(PullError::Cancelled)
+                inner.by_id(&id).ok_or(PullError::Cancelled)
             }
         };
         Box::pin(self.0.pulls.join(key, work)).await.1

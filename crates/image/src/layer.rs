@@ -8,22 +8,23 @@
 //! The end of the stream is passed on only when digest and size are right, so a tree that was
 //! finished is a tree that was verified. Dropping the task closes the first queue: both threads end.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use wharf_registry::{BlobRequest, Client, Credentials};
 use wharf_store::{Ingest, Sealed, Store, StoreError};
 use wharf_types::{DiffId, Digest, Reference};
 
 use crate::error::PullError;
 use crate::inflate;
-use crate::limits::{LAYER_MAX, RATIO_AFTER, RATIO_MAX};
+use crate::limits::{LAYER_MAX, RATIO_AFTER, RATIO_MAX, REGISTRY_SHARES};
 use crate::tar::TarError;
 use crate::unpack::{UnpackError, unpack};
 
@@ -61,15 +62,71 @@ enum Plain {
     Failed(io::Error),
 }
 
+/// How many layers are fetched and unpacked at the same time. Each registry has as many as the node
+/// wants, and the node as many as some registries have: a slow one keeps nobody else waiting.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    each: usize,
+    all: Arc<Semaphore>,
+    registries: Mutex<HashMap<String, Weak<Semaphore>>>,
+}
+
+/// The right to work on one layer.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    _registry: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Slots {
+    pub(crate) fn new(each: usize) -> Self {
+        let each = each.clamp(1, Semaphore::MAX_PERMITS / REGISTRY_SHARES);
+        Self {
+            each,
+            all: Arc::new(Semaphore::new(each * REGISTRY_SHARES)),
+            registries: Mutex::default(),
+        }
+    }
+
+    /// Waits for a slot for a layer of the registry `domain`.
+    pub(crate) async fn take(&self, domain: &str) -> Result<Slot, PullError> {
+        let closed = |_closed| PullError::Cancelled;
+        let registry = self.registry(domain).acquire_owned().await;
+        let registry = registry.map_err(closed)?;
+        let all = Arc::clone(&self.all).acquire_owned().await;
+        Ok(Slot {
+            _registry: registry,
+            _all: all.map_err(closed)?,
+        })
+    }
+
+    fn registry(&self, domain: &str) -> Arc<Semaphore> {
+        let mut registries = self
+            .registries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = registries.get(domain).and_then(Weak::upgrade) {
+            return there;
+        }
+        // Those that nobody waits for or holds have all their slots: they need not be remembered.
+        registries.retain(|_, registry| registry.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.each));
+        registries.insert(domain.to_owned(), Arc::downgrade(&new));
+        new
+    }
+}
+
 /// Downloads, verifies and unpacks a layer.
 pub(crate) async fn fetch(
     client: &Client,
     store: &Store,
     source: &LayerSource,
+    slot: Slot,
 ) -> Result<Arc<Sealed>, PullError> {
     let (feed, pieces) = mpsc::channel(PIECES_MAX);
     let (done, finished) = oneshot::channel();
-    start_threads(store.clone(), source, pieces, done).map_err(|source| PullError::Thread {
+    let started = start_threads(store.clone(), source, pieces, done, slot);
+    started.map_err(|source| PullError::Thread {
         source: Arc::new(source),
     })?;
     let downloaded = Box::pin(download(client, source, feed)).await;
@@ -190,7 +247,11 @@ fn start_threads(
     source: &LayerSource,
     pieces: mpsc::Receiver<Feed>,
     done: oneshot::Sender<Result<Sealed, Failure>>,
+    slot: Slot,
 ) -> io::Result<()> {
+    // A pull that is cancelled leaves its slot when its threads have ended, not before.
+    let slot = Arc::new(slot);
+    let other = Arc::clone(&slot);
     let (plain, buffers) = sync::sync_channel(BUFFERS_MAX);
     let (recycle, used) = sync::sync_channel(BUFFERS_MAX);
     let expected = source.diff_id;
@@ -202,6 +263,7 @@ fn start_threads(
                 let result = store.ingest().map_err(Failure::Store);
                 let result = result.and_then(|ingest| write(ingest, buffers, recycle, expected));
                 // Nobody waits any more: the layer goes to the trash.
+                drop(slot);
                 drop(done.send(result));
             })?,
     );
@@ -215,6 +277,7 @@ fn start_threads(
                 };
                 // The writer may have given up already.
                 drop(plain.send(end));
+                drop(other);
             })?,
     );
     Ok(())
@@ -384,4 +447,34 @@ impl Read for Buffers {
 
 fn cut() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the download ended early")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wharf_store::Durability;
+
+    #[tokio::test]
+    async fn a_slot_is_free_when_the_threads_have_ended_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Durability::None).unwrap();
+        let source = LayerSource {
+            reference: "example.com/a".parse().unwrap(),
+            credentials: Credentials::Anonymous,
+            digest: Digest::of(b""),
+            size: 0,
+            diff_id: DiffId(Digest::of(b"")),
+        };
+        let slots = Slots::new(1);
+        let slot = slots.take("example.com").await.unwrap();
+        let (feed, pieces) = mpsc::channel(PIECES_MAX);
+        let (done, finished) = oneshot::channel();
+        start_threads(store, &source, pieces, done, slot).unwrap();
+        drop(finished);
+        let again = slots.registry("example.com").try_acquire_owned();
+        assert!(again.is_err(), "the threads still wait for data");
+        drop(slots.take("other.example.com").await.unwrap());
+        drop(feed);
+        drop(slots.take("example.com").await.unwrap());
+    }
 }

@@ -4,12 +4,20 @@
 pub const MANIFEST_MAX: u64 = 8 << 20;
 /// Bytes of a configuration.
 pub const CONFIG_MAX: u64 = 16 << 20;
+/// Entries of one list of a configuration: environment, arguments, labels, ports, volumes.
+pub const CONFIG_LIST_MAX: usize = 4096;
+/// Bytes of one such list.
+pub const CONFIG_LIST_BYTES_MAX: usize = 2 << 20;
+/// Bytes of one of its other texts: user, working directory, stop signal.
+pub const CONFIG_TEXT_MAX: usize = 4096;
 /// Layers of an image: what the kernel can stack.
 pub const LAYERS_MAX: usize = 500;
 /// Entries of an index.
 pub const INDEX_ENTRIES_MAX: usize = 1024;
 /// Indexes within indexes.
 pub const INDEX_DEPTH_MAX: usize = 3;
+/// Registries that may have all their layers in flight at once: none can keep the others waiting.
+pub const REGISTRY_SHARES: usize = 4;
 /// Bytes of one layer, unpacked.
 pub const LAYER_MAX: u64 = 64 << 30;
 /// Output may be this many times the input…
@@ -20,10 +28,13 @@ pub const RATIO_AFTER: u64 = 64 << 20;
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Entries of a layer.
 pub const ENTRIES_MAX: u64 = 10_000_000;
-/// Directories of a layer that are remembered until its end.
-pub const DIRECTORIES_MAX: usize = 1_000_000;
+/// Memory for the directories of a layer, which are remembered until its end: some 300,000 with
+/// names of common length.
+pub const DIRECTORY_BYTES_MAX: usize = 64 << 20;
 /// Directories of a layer whose attributes other layers decide.
 pub const CORRECTIONS_MAX: usize = 100_000;
+/// Bytes of their names, which live as long as the layer.
+pub const CORRECTION_BYTES_MAX: usize = 4 << 20;
 /// Bytes of a path.
 pub const PATH_MAX: usize = 32 << 10;
 /// Bytes of one component of a path: the kernel's limit.

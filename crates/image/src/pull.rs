@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use wharf_registry::{BlobRequest, Client, Credentials};
-use wharf_store::{ImageCommit, Lease, Name, Sealed, Store, StoreError};
+use wharf_store::{CORRECTION_BYTES_MAX, ImageCommit, Lease, Name, Sealed, Store, StoreError};
 use wharf_types::{DiffId, Digest, Platform, Reference};
 
 use crate::document::{
@@ -16,8 +15,11 @@ use crate::document::{
 };
 use crate::error::PullError;
 use crate::flight::Flights;
-use crate::layer::{self, LayerSource};
+use crate::layer::{self, LayerSource, Slots};
 use crate::limits::{CONFIG_MAX, INDEX_DEPTH_MAX, MANIFEST_MAX};
+
+/// Bytes that are hashed without leaving the async worker.
+const HASHED_AT_ONCE: usize = 64 << 10;
 
 /// What is wanted.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -44,10 +46,11 @@ pub(crate) struct Puller {
     client: Client,
     store: Store,
     node: Platform,
-    layers: Flights<(Digest, DiffId), Arc<Sealed>, PullError>,
+    /// By registry too: what one is slow to send another may have.
+    layers: Flights<(String, Digest, DiffId), Arc<Sealed>, PullError>,
     /// Finished layers that a pull in flight will commit.
     ready: Mutex<HashMap<DiffId, Weak<Sealed>>>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
 }
 
 /// Verified documents of the chosen image.
@@ -68,27 +71,38 @@ impl Puller {
             // Pulls linger; layers end with their last pull.
             layers: Flights::new(Duration::ZERO),
             ready: Mutex::default(),
-            slots: Arc::new(Semaphore::new(parallel.max(1))),
+            slots: Slots::new(parallel),
         }
     }
 
-    /// Pulls, and returns the image's id. A failed pull leaves nothing behind.
-    pub(crate) async fn run(self: Arc<Self>, request: PullRequest) -> Result<Digest, PullError> {
+    /// Pulls, and returns the image's id. A failed pull leaves nothing behind. `attempted` runs when
+    /// the records may have changed, on a thread that may block, also when nobody waits any more.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        request: PullRequest,
+        attempted: impl FnOnce() + Send + 'static,
+    ) -> Result<Digest, PullError> {
         let mut cleanup = Cleanup {
             store: self.store.clone(),
             armed: true,
         };
-        let id = self.attempt(&request).await?;
+        let id = self.attempt(&request, attempted).await?;
         cleanup.armed = false;
         Ok(id)
     }
 
-    async fn attempt(self: &Arc<Self>, request: &PullRequest) -> Result<Digest, PullError> {
+    async fn attempt(
+        self: &Arc<Self>,
+        request: &PullRequest,
+        attempted: impl FnOnce() + Send + 'static,
+    ) -> Result<Digest, PullError> {
         let chosen = self.choose(request).await?;
         let names = names_of(request, chosen.target);
         let lease = self.store.lease();
-        if let Some(id) = self.already_there(request, &chosen, &names, &lease) {
-            return Ok(id);
+        if let Some(id) = self.already_there(request, &chosen, &names, &lease).await {
+            // It may be missing in the list when its configuration was damaged then.
+            let listed = tokio::task::spawn_blocking(attempted).await;
+            return listed.map(|()| id).map_err(|_panicked| PullError::Died);
         }
         let (id, config_bytes) = self.configuration(request, &chosen.manifest.config).await?;
         let config = self.check(request, &chosen.manifest, &config_bytes)?;
@@ -104,7 +118,7 @@ impl Puller {
                 .map(|(digest, bytes)| (*digest, &bytes[..]))
                 .collect();
             blobs.push((id, &config_bytes));
-            store.commit_image(&ImageCommit {
+            let committed = store.commit_image(&ImageCommit {
                 id,
                 layers: &layers,
                 sealed: &sealed,
@@ -112,7 +126,9 @@ impl Puller {
                 blobs: &blobs,
                 names: &names,
                 target: chosen.target,
-            })
+            });
+            attempted();
+            committed
         });
         match committed.await {
             Ok(Ok(_)) => Ok(id),
@@ -122,7 +138,7 @@ impl Puller {
     }
 
     /// The image, when the registry's answer is what the name stands for here already.
-    fn already_there(
+    async fn already_there(
         &self,
         request: &PullRequest,
         chosen: &Chosen,
@@ -137,7 +153,7 @@ impl Puller {
         });
         let whole = record.layers.iter().all(|layer| lease.hold(*layer));
         // The configuration must be readable: a pull repairs what a power cut damaged.
-        let there = named && whole && self.store.blob(&id).is_ok();
+        let there = named && whole && self.stored(id).await.is_some();
         tracing::debug!(reference = %request.reference, there, "image is known");
         there.then_some(id)
     }
@@ -187,8 +203,9 @@ impl Puller {
                     got.await.map_err(|e| fetched(request, e))?.bytes
                 }
             };
-            if Digest::of(&bytes) != digest {
-                let found = Digest::of(&bytes).to_string();
+            let found = digest_of(&bytes).await?;
+            if found != digest {
+                let found = found.to_string();
                 let what = format!("manifest of {}", reference.repository());
                 return Err(PullError::Mismatch {
                     what,
@@ -263,7 +280,8 @@ impl Puller {
                 break;
             }
         }
-        let found = Digest::of(&bytes);
+        let bytes = Bytes::from(bytes);
+        let found = digest_of(&bytes).await?;
         if found != digest {
             let (expected, found) = (digest.to_string(), found.to_string());
             return Err(PullError::Mismatch {
@@ -272,7 +290,7 @@ impl Puller {
                 found,
             });
         }
-        Ok((digest, Bytes::from(bytes)))
+        Ok((digest, bytes))
     }
 
     /// Whether manifest and configuration agree and are for this node.
@@ -339,15 +357,27 @@ impl Puller {
             running.spawn(async move { puller.layer(source).await });
         }
         let mut sealed = Vec::new();
+        let mut bytes = 0_usize;
         // The first failure ends the others: dropping the set aborts them.
         while let Some(result) = running.join_next().await {
-            sealed.push(result.map_err(|_panicked| PullError::Died)??);
+            let layer = result.map_err(|_panicked| PullError::Died)??;
+            // The store would refuse them together; until then they would all be kept in memory.
+            bytes = bytes.saturating_add(layer.facts().correction_bytes());
+            if bytes > CORRECTION_BYTES_MAX {
+                let limit = StoreError::Limit {
+                    what: "bytes of names of directories that other layers describe",
+                    limit: CORRECTION_BYTES_MAX,
+                };
+                return Err(stored(request, limit));
+            }
+            sealed.push(layer);
         }
         Ok(sealed)
     }
 
     async fn layer(self: Arc<Self>, source: LayerSource) -> Result<Arc<Sealed>, PullError> {
-        let key = (source.digest, source.diff_id);
+        let domain = source.reference.domain().to_owned();
+        let key = (domain, source.digest, source.diff_id);
         loop {
             if let Some(sealed) = self.ready(source.diff_id) {
                 return Ok(sealed);
@@ -355,9 +385,8 @@ impl Puller {
             let work = || {
                 let (puller, source) = (Arc::clone(&self), source.clone());
                 async move {
-                    let slot = Arc::clone(&puller.slots).acquire_owned().await;
-                    let _slot = slot.map_err(|_closed| PullError::Cancelled)?;
-                    let sealed = layer::fetch(&puller.client, &puller.store, &source).await?;
+                    let slot = puller.slots.take(source.reference.domain()).await?;
+                    let sealed = layer::fetch(&puller.client, &puller.store, &source, slot).await?;
                     let mut ready = puller.ready.lock().unwrap_or_else(PoisonError::into_inner);
                     ready.retain(|_, sealed| sealed.strong_count() > 0);
                     ready.insert(source.diff_id, Arc::downgrade(&sealed));
@@ -365,7 +394,7 @@ impl Puller {
                     Ok(sealed)
                 }
             };
-            match self.layers.join(key, work).await {
+            match self.layers.join(key.clone(), work).await {
                 // Another pull's failure may be its credentials': try with our own.
                 (false, Err(_)) => {}
                 (_, result) => return result,
@@ -401,6 +430,16 @@ impl Drop for Cleanup {
             }));
         }
     }
+}
+
+/// The digest of a document; one that takes milliseconds keeps no other task waiting.
+async fn digest_of(bytes: &Bytes) -> Result<Digest, PullError> {
+    if bytes.len() < HASHED_AT_ONCE {
+        return Ok(Digest::of(bytes));
+    }
+    let bytes = bytes.clone();
+    let digest = tokio::task::spawn_blocking(move || Digest::of(&bytes)).await;
+    digest.map_err(|_panicked| PullError::Died)
 }
 
 fn names_of(request: &PullRequest, target: Digest) -> Vec<Name> {

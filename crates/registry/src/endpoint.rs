@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use http::uri::{InvalidUri, Uri};
+use wharf_types::Digest;
 
 use crate::hosts::{Capabilities, HostEntry, HostUrl, HostsError, Scheme, parse};
 use crate::limits::{CERTIFICATE_FILES_MAX, CONFIG_FILE_BYTES_MAX, CONNECT_TIMEOUT};
-use crate::tls::TlsFiles;
+use crate::tls::{TlsError, TlsFiles, TlsMaterial};
 
 /// Where Docker Hub's API lives.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
@@ -24,6 +25,8 @@ pub(crate) struct Endpoint {
     pub(crate) url: HostUrl,
     pub(crate) capabilities: Capabilities,
     pub(crate) tls: Arc<TlsFiles>,
+    /// What was in these files at the time of the look-up, with its identity.
+    pub(crate) material: Result<(Digest, Arc<TlsMaterial>), TlsError>,
     /// Headers from the configuration, values marked sensitive.
     pub(crate) header: HeaderMap,
     pub(crate) dial_timeout: Duration,
@@ -104,11 +107,14 @@ fn endpoint(mut entry: HostEntry, domain: &str) -> Endpoint {
             url
         }
     };
+    let tls = entry.tls;
     let is_registry = url.authority == domain || (domain, &*url.authority) == DOCKER_HUB;
     Endpoint {
         url,
         capabilities: entry.capabilities,
-        tls: Arc::new(entry.tls),
+        // Once here, not for every request of every blob; a host that is not asked may lack files.
+        material: tls.load().map(|m| (m.identity(), Arc::new(m))),
+        tls: Arc::new(tls),
         header: entry.header,
         dial_timeout: entry.dial_timeout.unwrap_or(CONNECT_TIMEOUT),
         namespace: (!is_registry).then(|| domain.to_owned()),

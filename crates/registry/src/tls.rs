@@ -92,12 +92,19 @@ impl TlsFiles {
 
 type PemFile = (PathBuf, Vec<u8>);
 
-/// The content of those files. It holds private keys: no `Debug`.
+/// The content of those files. It holds private keys: `Debug` does not show it.
 #[derive(Clone, Default)]
 pub(crate) struct TlsMaterial {
     ca: Vec<PemFile>,
     client: Vec<(PemFile, PemFile)>,
     skip_verify: bool,
+}
+
+impl fmt::Debug for TlsMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ca, client) = (self.ca.len(), self.client.len());
+        write!(f, "TlsMaterial({ca} ca, {client} client)")
+    }
 }
 
 impl TlsMaterial {

@@ -151,14 +151,14 @@ pub(crate) struct Call {
 pub(crate) struct Transport {
     plain: Pool<HttpConnector, Full<Bytes>>,
     secure: OnceCell<SecurePool>,
-    material: TlsMaterial,
+    material: Arc<TlsMaterial>,
     connector: HttpConnector,
     dial_timeout: Duration,
     head_timeout: Duration,
 }
 
 impl Transport {
-    fn new(material: TlsMaterial, dial_timeout: Duration, head_timeout: Duration) -> Self {
+    fn new(material: Arc<TlsMaterial>, dial_timeout: Duration, head_timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_keepalive(Some(Duration::from_secs(30)));
@@ -236,7 +236,7 @@ impl Transport {
     }
 
     async fn secure_pool(&self) -> Result<SecurePool, TransportError> {
-        let material = self.material.clone();
+        let material = Arc::clone(&self.material);
         let config = match tokio::task::spawn_blocking(move || material.config()).await {
             Ok(config) => config?,
             // The runtime is going down; a panic in there is a bug that must not be hidden.
@@ -362,14 +362,14 @@ pub(crate) struct Transports {
 }
 
 impl Transports {
-    /// The transport for `endpoint`, with its certificate files as they are now.
+    /// The transport for `endpoint`, with its certificate files as they were when it was looked up.
     pub(crate) fn get(
         &self,
         endpoint: &Endpoint,
         head_timeout: Duration,
     ) -> Result<Arc<Transport>, TlsError> {
-        let material = endpoint.tls.load()?;
-        let key = (material.identity(), endpoint.dial_timeout);
+        let (identity, material) = endpoint.material.as_ref().map_err(Clone::clone)?;
+        let key = (*identity, endpoint.dial_timeout);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if made.len() >= TRANSPORTS_MAX && !made.contains_key(&key) {
             // Certificates were replaced often: start again; streams under way keep theirs.
@@ -377,7 +377,7 @@ impl Transports {
         }
         let transport = made.entry(key).or_insert_with(|| {
             Arc::new(Transport::new(
-                material,
+                Arc::clone(material),
                 endpoint.dial_timeout,
                 head_timeout,
             ))
@@ -416,5 +416,29 @@ mod tests {
         assert_eq!(origin(&uri("https://A/x")), origin(&uri("https://a:443/y")));
         assert_ne!(origin(&uri("http://a/x")), origin(&uri("https://a/x")));
         assert_ne!(origin(&uri("https://a/x")), origin(&uri("https://a:444/x")));
+    }
+
+    #[test]
+    fn certificate_files_are_read_at_the_look_up_and_not_for_each_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("example.com");
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(home.join("a.crt"), "one").unwrap();
+        let look_up = || crate::endpoint::look_up(Some(dir.path()), "example.com").unwrap();
+        let transports = Transports::default();
+        let get = |endpoint: &Endpoint| transports.get(endpoint, Duration::from_secs(1));
+        let first = look_up();
+        let one = get(&first[0]).unwrap();
+        std::fs::write(home.join("a.crt"), "two").unwrap();
+        assert!(Arc::ptr_eq(&one, &get(&first[0]).unwrap()));
+        assert!(!Arc::ptr_eq(&one, &get(&look_up()[0]).unwrap()));
+        std::fs::remove_file(home.join("a.crt")).unwrap();
+        get(&first[0]).unwrap();
+        std::fs::write(
+            home.join("hosts.toml"),
+            "server = \"https://example.com\"\nca = \"gone.crt\"\n",
+        )
+        .unwrap();
+        assert!(matches!(get(&look_up()[0]), Err(TlsError::Io { .. })));
     }
 }

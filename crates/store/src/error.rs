@@ -85,6 +85,24 @@ pub enum StoreError {
         "snapshot {0:?} was written without syncs before this boot and may be damaged: recreate the container"
     )]
     Volatile(String),
+    /// A snapshot whose directory is there, but not what it says.
+    #[error(
+        "snapshot {key:?} is kept, but was not readable at the last start ({why}): mend that and restart wharf, or remove its container"
+    )]
+    Unread {
+        /// Its key.
+        key: String,
+        /// Why it could not be read.
+        why: String,
+    },
+    /// More than anybody needs.
+    #[error("the layers of the image need more than {limit} {what} to be put together")]
+    Limit {
+        /// What is counted.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
     /// A kind of layer that this version cannot use.
     #[error("layer {0}: layers of kind {1} are not supported yet")]
     LayerKind(String, &'static str),
@@ -96,11 +114,14 @@ impl StoreError {
         match self {
             Self::Locked { .. } | Self::Volatile(_) => Kind::Conflict,
             Self::Io { source, .. } if is_full(source) => Kind::Exhausted,
+            Self::Limit { .. } => Kind::Exhausted,
             Self::Database { source, .. } => match &**source {
                 redb::Error::Io(e) if is_full(e) => Kind::Exhausted,
                 _ => Kind::Internal,
             },
-            Self::Io { .. } | Self::Record { .. } | Self::Mount { .. } => Kind::Internal,
+            Self::Io { .. } | Self::Record { .. } | Self::Mount { .. } | Self::Unread { .. } => {
+                Kind::Internal
+            }
             Self::NoLayer(_) | Self::NoSnapshot(_) | Self::NoBlob(_) => Kind::NotFound,
             Self::SnapshotExists(_) => Kind::AlreadyExists,
             Self::BadKey(_) => Kind::Invalid,

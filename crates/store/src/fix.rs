@@ -6,7 +6,6 @@
 //! where it merges. Both are cured by one more layer on top that holds nothing but the directories
 //! concerned, with the right attributes. So layers stay shared by their diff ID, whatever is below.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -20,8 +19,32 @@ use crate::record::{LayerFacts, LayerPath};
 const NAMES_MAX: usize = 64 * 1024;
 /// One extended attribute's value; the kernel's limit.
 const VALUE_MAX: usize = 64 * 1024;
+/// An attribute that files created in a directory inherit.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Directories entered to look at one stack: about a minute.
+const STEPS_MAX: usize = 20_000_000;
+/// Directories that one stack may need on top.
+const WANTED_MAX: usize = 100_000;
+/// Bytes of their names and attributes.
+const WANTED_BYTES_MAX: usize = 64 << 20;
 /// Where overlayfs keeps its own marks, as root and inside user namespaces.
 const MARKS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// Why a stack cannot be corrected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FixError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] Errno),
+    /// The stack is made to cost.
+    #[error("more than {limit} {what}")]
+    TooMuch {
+        /// What is counted.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+}
 
 /// One layer of a stack.
 #[derive(Debug)]
@@ -56,6 +79,10 @@ impl Attributes {
         (self.mode, self.uid, self.gid) != (0o755, 0, 0) || !self.xattrs.is_empty()
     }
 
+    fn bytes(&self) -> usize {
+        self.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum()
+    }
+
     fn of(dir: &OwnedFd) -> Result<Self, Errno> {
         let stat = fs::fstat(dir)?;
         let mut xattrs = BTreeMap::new();
@@ -85,30 +112,41 @@ impl Attributes {
 }
 
 /// The directories that a stack, top first, needs on top; parents before children. Usually none.
-pub(crate) fn plan(stack: &[Lower<'_>]) -> Result<BTreeMap<Vec<u8>, Attributes>, Errno> {
-    let mut wanted = BTreeMap::new();
+pub(crate) fn plan(stack: &[Lower<'_>]) -> Result<BTreeMap<Vec<u8>, Attributes>, FixError> {
+    plan_within(stack, STEPS_MAX)
+}
+
+fn plan_within(
+    stack: &[Lower<'_>],
+    steps_max: usize,
+) -> Result<BTreeMap<Vec<u8>, Attributes>, FixError> {
+    let mut wanted = Wanted::default();
+    let mut steps = Steps {
+        left: steps_max,
+        max: steps_max,
+    };
     let candidates: BTreeSet<&LayerPath> = stack
         .iter()
         .flat_map(|lower| lower.facts.implied.iter().chain(&lower.facts.whiteouts_in))
         .collect();
     if candidates.is_empty() {
-        return Ok(wanted);
+        return Ok(wanted.all);
     }
-    let set = |paths: &'_ [LayerPath]| paths.iter().cloned().collect::<HashSet<_>>();
-    let implied: Vec<_> = stack
+    let implied: Vec<HashSet<&[u8]>> = stack
         .iter()
-        .map(|lower| set(&lower.facts.implied))
+        .map(|lower| lower.facts.implied.iter().map(|p| &p.0[..]).collect())
         .collect();
-    let marked: Vec<_> = stack
+    let marked: Vec<HashSet<&[u8]>> = stack
         .iter()
-        .map(|lower| set(&lower.facts.whiteouts_in))
+        .map(|lower| lower.facts.whiteouts_in.iter().map(|p| &p.0[..]).collect())
         .collect();
     for path in candidates {
         // The root is always merged, and the runtime fixes its attributes.
         if path.0.is_empty() {
             continue;
         }
-        let holders = holders(stack, &path.0)?;
+        let path = &path.0[..];
+        let holders = holders(stack, path, &mut steps)?;
         let Some((top, _)) = holders.first() else {
             continue;
         };
@@ -118,16 +156,57 @@ pub(crate) fn plan(stack: &[Lower<'_>]) -> Result<BTreeMap<Vec<u8>, Attributes>,
         if !faked && !ghosts {
             continue;
         }
-        for (at, _) in path.0.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            let parent = LayerPath(path.0[..at].to_vec());
-            if let Entry::Vacant(entry) = wanted.entry(parent.0.clone()) {
-                let held = self::holders(stack, &parent.0)?;
-                entry.insert(attributes(&held, &implied, &parent)?);
+        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            let parent = &path[..at];
+            if !wanted.all.contains_key(parent) {
+                let held = self::holders(stack, parent, &mut steps)?;
+                wanted.add(parent, attributes(&held, &implied, parent)?)?;
             }
         }
-        wanted.insert(path.0.clone(), truth);
+        wanted.add(path, truth)?;
     }
-    Ok(wanted)
+    Ok(wanted.all)
+}
+
+/// The work that may still be done.
+struct Steps {
+    left: usize,
+    max: usize,
+}
+
+impl Steps {
+    fn take(&mut self) -> Result<(), FixError> {
+        self.left = self.left.checked_sub(1).ok_or(FixError::TooMuch {
+            what: "look-ups of directories",
+            limit: self.max,
+        })?;
+        Ok(())
+    }
+}
+
+/// What was found to be needed.
+#[derive(Default)]
+struct Wanted {
+    all: BTreeMap<Vec<u8>, Attributes>,
+    bytes: usize,
+}
+
+impl Wanted {
+    fn add(&mut self, path: &[u8], attributes: Attributes) -> Result<(), FixError> {
+        let too_much = |what, limit| Err(FixError::TooMuch { what, limit });
+        self.bytes = self
+            .bytes
+            .saturating_add(path.len().saturating_add(attributes.bytes()));
+        self.all.insert(path.to_vec(), attributes);
+        if self.all.len() > WANTED_MAX {
+            return too_much("corrected directories", WANTED_MAX);
+        }
+        if self.bytes > WANTED_BYTES_MAX {
+            let what = "bytes of names and attributes of corrected directories";
+            return too_much(what, WANTED_BYTES_MAX);
+        }
+        Ok(())
+    }
 }
 
 /// Writes the planned directories below `tree`.
@@ -146,15 +225,21 @@ pub(crate) fn write(
         let dir = fs::openat(&parent, name, DIRECTORY, Mode::empty())?;
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
         fs::fchown(&dir, Some(uid), Some(gid))?;
-        for (name, value) in &attributes.xattrs {
+        // What children inherit waits until they are made.
+        let own = |name: &&Vec<u8>| name.as_slice() != DEFAULT_ACL;
+        for (name, value) in attributes.xattrs.iter().filter(|(name, _)| own(name)) {
             fs::fsetxattr(&dir, name.as_slice(), value, XattrFlags::empty())?;
         }
         fs::fchmod(&dir, Mode::from_raw_mode(attributes.mode))?;
-        made.push((path, attributes.mtime));
+        made.push((path, attributes));
     }
-    for (path, (tv_sec, tv_nsec)) in made {
+    for (path, attributes) in made {
+        let (tv_sec, tv_nsec) = attributes.mtime;
         let time = Timespec { tv_sec, tv_nsec };
         if let Some(dir) = open(tree, path)? {
+            if let Some(acl) = attributes.xattrs.get(DEFAULT_ACL) {
+                fs::fsetxattr(&dir, DEFAULT_ACL, acl, XattrFlags::empty())?;
+            }
             fs::futimens(
                 &dir,
                 &Timestamps {
@@ -170,13 +255,14 @@ pub(crate) fn write(
 type Holder = (usize, OwnedFd);
 
 /// The layers, top first, in which `path` is a directory that can be seen.
-fn holders(stack: &[Lower<'_>], path: &[u8]) -> Result<Vec<Holder>, Errno> {
+fn holders(stack: &[Lower<'_>], path: &[u8], steps: &mut Steps) -> Result<Vec<Holder>, FixError> {
     let mut found = Vec::new();
     for (at, lower) in stack.iter().enumerate() {
         let mut opaque = false;
         let mut dir = reopen(lower.tree)?;
         let mut here = true;
         for name in path.split(|b| *b == b'/') {
+            steps.take()?;
             match fs::openat(&dir, name, DIRECTORY, Mode::empty()) {
                 Ok(next) => {
                     opaque |= is_opaque(&next);
@@ -188,7 +274,7 @@ fn holders(stack: &[Lower<'_>], path: &[u8]) -> Result<Vec<Holder>, Errno> {
                 }
                 // A whiteout, a file, a link: it hides what is below.
                 Err(Errno::NOTDIR | Errno::LOOP) => return Ok(found),
-                Err(e) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         }
         if here {
@@ -204,8 +290,8 @@ fn holders(stack: &[Lower<'_>], path: &[u8]) -> Result<Vec<Holder>, Errno> {
 /// The attributes that a directory got from the top-most tar that names it.
 fn attributes(
     holders: &[Holder],
-    implied: &[HashSet<LayerPath>],
-    path: &LayerPath,
+    implied: &[HashSet<&[u8]>],
+    path: &[u8],
 ) -> Result<Attributes, Errno> {
     let named = holders.iter().find(|(at, _)| !implied[*at].contains(path));
     named.map_or_else(|| Ok(Attributes::implied()), |(_, dir)| Attributes::of(dir))
@@ -234,4 +320,28 @@ fn open(tree: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
         dir = fs::openat(dir.as_fd(), name, DIRECTORY, Mode::empty())?;
     }
     Ok(Some(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_that_is_made_to_cost_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        let tree = std::fs::File::open(dir.path()).unwrap();
+        let facts = LayerFacts {
+            implied: vec![LayerPath(b"a/b/c".to_vec()), LayerPath(b"a/b".to_vec())],
+            ..LayerFacts::default()
+        };
+        let lower = || Lower {
+            tree: tree.as_fd(),
+            facts: &facts,
+        };
+        let stack = [lower(), lower()];
+        plan_within(&stack, 10).unwrap();
+        let error = plan_within(&stack, 9).unwrap_err();
+        assert!(error.to_string().contains("more than 9"), "{error}");
+    }
 }

@@ -9,11 +9,12 @@ use wharf_types::{ChainId, DiffId, Digest};
 
 use crate::database::Change;
 use crate::error::StoreError;
-use crate::fix::{self, Lower};
+use crate::fix::{self, FixError, Lower};
 use crate::layer::{Ingest, Lease, Sealed};
-use crate::layout::{TREE, blob_name, io};
+use crate::layout::{Draft, TREE, blob_name, io};
 use crate::record::{
-    BlobRef, ImageRecord, LayerFacts, LayerKey, LayerPath, LayerRecord, Name, NameRecord,
+    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKey, LayerPath, LayerRecord, Name,
+    NameRecord,
 };
 use crate::state::{Durability, Inner, State, Store, lock};
 use crate::tree::Usage;
@@ -72,14 +73,7 @@ impl Store {
             settled.layers.push(sealed.key);
             changes.push(Change::PutLayer(sealed.key, sealed.record.clone()));
         }
-        for (digest, draft) in &drafts {
-            let (ingest, blobs) = (&inner.layout.ingest, &inner.layout.blobs);
-            if blobs.has(&blob_name(digest)) {
-                ingest.unlink(draft)?;
-            } else {
-                ingest.rename(draft, blobs, &blob_name(digest))?;
-            }
-        }
+        self.settle_blobs(commit, drafts)?;
         if inner.durability == Durability::Image {
             inner.layout.layers.sync()?;
             inner.layout.blobs.sync()?;
@@ -90,7 +84,7 @@ impl Store {
         }
         settled.layers.clear();
         for id in moved.iter().chain([&commit.id]) {
-            inner.write_sidecar(id)?;
+            self.refresh_sidecar(id);
         }
         drop(settled);
         drop(guard);
@@ -163,21 +157,58 @@ impl Store {
         Ok((record, moved))
     }
 
-    /// Writes the documents that are not there yet; digest and draft.
-    fn write_blobs(&self, commit: &ImageCommit<'_>) -> Result<Vec<(Digest, String)>, StoreError> {
+    /// The transaction decides; a sidecar that could not be written is written at the next start.
+    fn refresh_sidecar(&self, id: &Digest) {
+        if let Err(error) = self.0.write_sidecar(id) {
+            let error = wharf_types::chain(&error);
+            tracing::warn!(image = %id, error, "the sidecar is written at the next start");
+        }
+    }
+
+    /// Writes the documents that are not there yet.
+    fn write_blobs(
+        &self,
+        commit: &ImageCommit<'_>,
+    ) -> Result<HashMap<Digest, Draft<'_>>, StoreError> {
         let layout = &self.0.layout;
-        let mut drafts = Vec::new();
+        let mut drafts = HashMap::new();
         for (digest, bytes) in commit.blobs {
-            // One that a power cut left empty is repaired here.
             if self.blob(digest).is_ok() {
                 continue;
             }
-            layout.blobs.unlink(&blob_name(digest))?;
-            let draft = layout.fresh(&layout.ingest);
-            layout.ingest.write(&draft, bytes)?;
-            drafts.push((*digest, draft));
+            let draft = layout.ingest.draft(layout.fresh(&layout.ingest));
+            layout.ingest.write(draft.name(), bytes)?;
+            drafts.insert(*digest, draft);
         }
         Ok(drafts)
+    }
+
+    /// Brings the documents to their names. The caller holds `writer`, so nothing is collected
+    /// between the look at a document and the record that needs it.
+    fn settle_blobs(
+        &self,
+        commit: &ImageCommit<'_>,
+        mut drafts: HashMap<Digest, Draft<'_>>,
+    ) -> Result<(), StoreError> {
+        let layout = &self.0.layout;
+        for (digest, bytes) in commit.blobs {
+            if self.blob(digest).is_ok() {
+                continue;
+            }
+            // One that a power cut left empty is repaired here.
+            let name = blob_name(digest);
+            layout.blobs.unlink(&name)?;
+            if let Some(draft) = drafts.remove(digest) {
+                draft.settle(&layout.blobs, &name)?;
+                continue;
+            }
+            // It was there when the drafts were written, and has been collected since.
+            layout.blobs.write(&name, bytes)?;
+            if self.0.durability == Durability::Image {
+                layout.sync_data()?;
+            }
+        }
+        Ok(())
     }
 
     /// The directories that this stack of layers needs on top, if any and if not there yet.
@@ -212,7 +243,10 @@ impl Store {
             })
             .collect();
         let failed = io("correct directories of", self.0.layout.root());
-        let plan = fix::plan(&lowers).map_err(&failed)?;
+        let plan = fix::plan(&lowers).map_err(|error| match error {
+            FixError::Kernel(error) => failed(error),
+            FixError::TooMuch { what, limit } => StoreError::Limit { what, limit },
+        })?;
         if plan.is_empty() {
             return Ok(None);
         }
@@ -239,6 +273,7 @@ impl Store {
     ) -> Result<Vec<(Tree, LayerFacts)>, StoreError> {
         let sealed: HashMap<_, _> = commit.sealed.iter().map(|s| (s.key, s)).collect();
         let mut stack = Vec::new();
+        let mut bytes = 0;
         for id in mount_order(commit.layers) {
             let key = LayerKey::Diff(id);
             // The sealed one first: it cannot be collected.
@@ -255,6 +290,13 @@ impl Store {
                 }
                 (None, None) => return Err(StoreError::NoLayer(id)),
             };
+            bytes += record.facts.correction_bytes();
+            if bytes > CORRECTION_BYTES_MAX {
+                return Err(StoreError::Limit {
+                    what: "bytes of names of directories that other layers describe",
+                    limit: CORRECTION_BYTES_MAX,
+                });
+            }
             let hides_all = record.facts.opaque_root;
             stack.push((tree, record.facts.clone()));
             if hides_all {
@@ -326,7 +368,7 @@ impl Store {
         };
         changes.push(Change::DropImage(*id));
         self.0.commit(changes)?;
-        self.0.write_sidecar(id)?;
+        self.refresh_sidecar(id);
         drop(guard);
         self.collect()?;
         Ok(true)
@@ -345,10 +387,12 @@ impl Store {
         let (dead, blobs) = {
             let mut state = inner.state();
             let needed = needed_layers(&state);
+            // Nobody knows what a snapshot that cannot be read needs.
+            let unknown = !state.unread.is_empty();
             let keys: Vec<_> = state
                 .layers
                 .keys()
-                .filter(|k| !needed.contains(*k))
+                .filter(|k| !unknown && !needed.contains(*k))
                 .copied()
                 .collect();
             let dead: Vec<_> = keys

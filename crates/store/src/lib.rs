@@ -26,7 +26,8 @@ pub use error::{StoreError, is_full};
 pub use image::ImageCommit;
 pub use layer::{Ingest, Lease, Sealed};
 pub use record::{
-    BlobRef, ImageRecord, LayerFacts, LayerKind, LayerPath, LayerRecord, Name, NameRecord,
+    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKind, LayerPath, LayerRecord,
+    Name, NameRecord,
 };
 pub use snapshot::Snapshot;
 pub use state::{Durability, Store};

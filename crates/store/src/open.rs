@@ -5,15 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::database::{Change, Contents, Records};
 use crate::error::StoreError;
-use crate::layout::{LAYER_SIDECAR, Layout, SNAPSHOT_RECORD, TREE};
+use crate::layout::{LAYER_SIDECAR, Layout, SNAPSHOT_RECORD, TREE, io};
 use crate::overlay::Overlay;
-use crate::record::{ImageSidecar, LayerKey, LayerSidecar, SnapshotRecord, decode};
+use crate::record::{ImageSidecar, LayerKey, LayerSidecar, SIDECAR_MAX, SnapshotRecord, decode};
 use crate::snapshot::is_complete;
 use crate::state::{Durability, Inner, SnapshotEntry, State, Store};
 use crate::trash::Trash;
 
-/// The largest sidecar that is read.
-const SIDECAR_MAX: u64 = 64 << 20;
 /// Where the kernel tells which boot this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -43,6 +41,7 @@ impl Store {
         }
         sweep(&layout, &state)?;
         recover_snapshots(&layout, &mut state)?;
+        let images: Vec<_> = state.images.keys().copied().collect();
         let store = Self(Arc::new(Inner {
             trash: Trash::start(Arc::clone(&layout))?,
             records,
@@ -53,6 +52,9 @@ impl Store {
             boot: boot_id(),
             layout,
         }));
+        for id in images {
+            store.0.repair_sidecar(&id);
+        }
         store.collect()?;
         Ok(store)
     }
@@ -149,7 +151,7 @@ fn reconcile(layout: &Layout, contents: &Contents) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut gone = std::collections::HashSet::new();
     for (key, _) in &contents.layers {
-        if !layout.layers.has(&format!("{key}/{TREE}")) {
+        if layout.layers.is_missing(&format!("{key}/{TREE}")) {
             gone.insert(*key);
             changes.push(Change::DropLayer(*key));
         }
@@ -166,7 +168,8 @@ fn reconcile(layout: &Layout, contents: &Contents) -> Vec<Change> {
             .layers
             .iter()
             .all(|id| known.contains(&LayerKey::Diff(*id)));
-        let config = layout.blobs.has(&crate::layout::blob_name(&image.id));
+        let name = crate::layout::blob_name(&image.id);
+        let config = !layout.blobs.is_missing(&name);
         // A missing correction cannot be seen from here: its layer record says that it existed.
         let fix = wharf_types::ChainId::of(&image.layers).map(LayerKey::Fix);
         let fixed = fix.is_none_or(|key| !gone.contains(&key));
@@ -209,11 +212,19 @@ fn sweep(layout: &Layout, state: &State) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Reads the snapshots back. One that is incomplete, or whose layers are gone, goes to the trash.
+/// Reads the snapshots back. One that is incomplete goes to the trash: its daemon died while making
+/// it. One that cannot be read is kept: its container may be running.
 fn recover_snapshots(layout: &Layout, state: &mut State) -> Result<(), StoreError> {
     for name in layout.snapshots.names()? {
-        match read_snapshot(layout, state, &name) {
-            Some(record) => {
+        match read_snapshot(layout, &name) {
+            Ok(Some(record)) => {
+                let whole = record.stack.iter().all(|k| state.layers.contains_key(k));
+                if !whole {
+                    tracing::warn!(
+                        snapshot = name,
+                        "its layers are gone: it is kept unmountable"
+                    );
+                }
                 let entry = SnapshotEntry {
                     record,
                     made: Mutex::new(true),
@@ -221,23 +232,49 @@ fn recover_snapshots(layout: &Layout, state: &mut State) -> Result<(), StoreErro
                 };
                 state.snapshots.insert(name, Arc::new(entry));
             }
-            None => layout.discard(&layout.snapshots, &name)?,
+            Ok(None) => layout.discard(&layout.snapshots, &name)?,
+            Err(error) => {
+                let error = wharf_types::chain(&error);
+                tracing::warn!(
+                    snapshot = name,
+                    error,
+                    "kept, but not readable: no layer is collected until it is removed"
+                );
+                state.unread.insert(name, error);
+            }
         }
     }
     Ok(())
 }
 
-fn read_snapshot(layout: &Layout, state: &State, name: &str) -> Option<SnapshotRecord> {
+/// The record of a snapshot; `None`: it is provably not complete.
+fn read_snapshot(layout: &Layout, name: &str) -> Result<Option<SnapshotRecord>, StoreError> {
     let room = &layout.snapshots;
-    let bytes = room
-        .read(&format!("{name}/{SNAPSHOT_RECORD}"), SIDECAR_MAX)
-        .ok()?;
-    let record = decode::<SnapshotRecord>(name, &bytes).ok()?;
-    let layers = record
-        .stack
-        .iter()
-        .all(|key| state.layers.contains_key(key));
-    (record.key == name && layers && is_complete(&room.open_dir(name).ok()?)).then_some(record)
+    let bytes = match room.read(&format!("{name}/{SNAPSHOT_RECORD}"), SIDECAR_MAX) {
+        Err(StoreError::Io { source, .. })
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        bytes => bytes?,
+    };
+    // What a power cut leaves of a file that was never synced.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let record = decode::<SnapshotRecord>(name, &bytes)?;
+    if record.key != name {
+        return Err(StoreError::Record {
+            name: name.to_owned(),
+            why: format!("it is of snapshot {:?}", record.key),
+        });
+    }
+    let dir = room.open_dir(name)?;
+    let complete = is_complete(&dir).map_err(io("open", &room.path(name)))?;
+    Ok(complete.then_some(record))
 }
 
 /// This boot's id. Without /proc every start counts as a new boot.

@@ -12,6 +12,8 @@ use crate::tree::Usage;
 
 /// The version of all records that this code writes. A reader refuses newer ones.
 pub(crate) const VERSION: u32 = 1;
+/// The largest sidecar that is read.
+pub(crate) const SIDECAR_MAX: u64 = 64 << 20;
 
 /// How a layer lies on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -85,6 +87,17 @@ pub struct LayerFacts {
     /// Device nodes and attributes left out because this process may not make them.
     #[serde(default)]
     pub skipped: u64,
+}
+
+/// Bytes of names of directories whose attributes other layers decide, over all layers of an image.
+pub const CORRECTION_BYTES_MAX: usize = 32 << 20;
+
+impl LayerFacts {
+    /// Bytes of the names of directories whose attributes other layers decide.
+    pub fn correction_bytes(&self) -> usize {
+        let paths = self.implied.iter().chain(&self.whiteouts_in);
+        paths.map(|path| path.0.len()).sum()
+    }
 }
 
 /// A layer that is in the store.

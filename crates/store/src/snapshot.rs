@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{self, AtFlags, Mode};
+use rustix::io::Errno;
 use wharf_types::{ChainId, DiffId};
 
 use crate::error::StoreError;
@@ -65,6 +66,7 @@ impl Store {
     /// The entry of a key, made when there is none. From here on it pins its layers.
     fn entry(&self, key: &str, layers: &[DiffId]) -> Result<Arc<SnapshotEntry>, StoreError> {
         let mut state = self.0.state();
+        check_read(&state, key)?;
         match state.snapshots.get(key) {
             Some(entry) if entry.record.layers == layers => return Ok(Arc::clone(entry)),
             Some(_) => return Err(StoreError::SnapshotExists(key.to_owned())),
@@ -91,7 +93,11 @@ impl Store {
     ///
     /// There is none.
     pub fn snapshot(&self, key: &str) -> Result<Snapshot, StoreError> {
-        let entry = self.0.state().snapshots.get(key).cloned();
+        let entry = {
+            let state = self.0.state();
+            check_read(&state, key)?;
+            state.snapshots.get(key).cloned()
+        };
         let entry = entry.ok_or_else(|| StoreError::NoSnapshot(key.to_owned()))?;
         Ok(Snapshot {
             store: Arc::clone(&self.0),
@@ -99,9 +105,12 @@ impl Store {
         })
     }
 
-    /// The keys of all snapshots.
+    /// The keys of all snapshots, also of those that could not be read.
     pub fn snapshots(&self) -> Vec<String> {
-        let mut keys: Vec<_> = self.0.state().snapshots.keys().cloned().collect();
+        let state = self.0.state();
+        let all = state.snapshots.keys().chain(state.unread.keys());
+        let mut keys: Vec<_> = all.cloned().collect();
+        drop(state);
         keys.sort();
         keys
     }
@@ -114,7 +123,16 @@ impl Store {
     /// Its directory cannot be moved, or layers that nobody needs any more cannot be unrecorded.
     pub fn remove(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
-        let entry = self.0.state().snapshots.get(key).cloned();
+        let (entry, unread) = {
+            let state = self.0.state();
+            let unread = state.unread.contains_key(key);
+            (state.snapshots.get(key).cloned(), unread)
+        };
+        if unread {
+            self.0.layout.discard(&self.0.layout.snapshots, key)?;
+            self.0.state().unread.remove(key);
+            self.collect()?;
+        }
         if let Some(entry) = entry {
             let mut made = lock(&entry.made);
             if !is_held(&self.0.state(), &entry) {
@@ -334,10 +352,26 @@ fn make(inner: &Inner, record: &SnapshotRecord) -> Result<(), StoreError> {
 }
 
 /// Whether a recovered snapshot has its directories.
-pub(crate) fn is_complete(inner_dir: &OwnedFd) -> bool {
-    [UPPER, WORK]
-        .iter()
-        .all(|name| fs::openat(inner_dir, *name, DIRECTORY, Mode::empty()).is_ok())
+pub(crate) fn is_complete(snapshot: &OwnedFd) -> Result<bool, Errno> {
+    for name in [UPPER, WORK] {
+        match fs::openat(snapshot, name, DIRECTORY, Mode::empty()) {
+            Ok(_) => {}
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// A snapshot that could not be read is not made anew: that would throw it away.
+fn check_read(state: &State, key: &str) -> Result<(), StoreError> {
+    match state.unread.get(key) {
+        Some(why) => Err(StoreError::Unread {
+            key: key.to_owned(),
+            why: why.clone(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn is_held(state: &State, entry: &Arc<SnapshotEntry>) -> bool {

@@ -14,7 +14,8 @@ use crate::error::StoreError;
 use crate::layout::Layout;
 use crate::overlay::Overlay;
 use crate::record::{
-    ImageRecord, ImageSidecar, LayerKey, LayerRecord, Name, NameRecord, SnapshotRecord, encode,
+    ImageRecord, ImageSidecar, LayerKey, LayerRecord, Name, NameRecord, SIDECAR_MAX,
+    SnapshotRecord, encode,
 };
 use crate::trash::Trash;
 use crate::tree::Usage;
@@ -36,6 +37,8 @@ pub(crate) struct State {
     pub(crate) images: BTreeMap<Digest, ImageRecord>,
     pub(crate) names: BTreeMap<Name, NameRecord>,
     pub(crate) snapshots: HashMap<String, Arc<SnapshotEntry>>,
+    /// Snapshots that could not be read at the start, and why. They are kept.
+    pub(crate) unread: BTreeMap<String, String>,
     /// Layers that a pull in flight relies on, by lease.
     pub(crate) leases: HashMap<u64, HashSet<LayerKey>>,
     pub(crate) next_lease: u64,
@@ -113,20 +116,40 @@ impl Inner {
 
     /// Writes the sidecar of an image from the maps, or removes it with the image.
     pub(crate) fn write_sidecar(&self, id: &Digest) -> Result<(), StoreError> {
-        let name = format!("{}.json", id.hex());
-        let sidecar = {
-            let state = self.state();
-            let image = state.images.get(id).cloned();
-            image.map(|image| ImageSidecar {
-                image,
-                names: state.names_of(id),
-            })
-        };
-        match sidecar {
+        let name = sidecar_name(id);
+        match self.sidecar(id) {
             Some(sidecar) => self.layout.images.write(&name, &encode(&sidecar)?),
             None => self.layout.images.unlink(&name),
         }
     }
+
+    /// Writes the sidecar of an image if it is not as the records say.
+    pub(crate) fn repair_sidecar(&self, id: &Digest) {
+        let Some(sidecar) = self.sidecar(id) else {
+            return;
+        };
+        let bytes = self.layout.images.read(&sidecar_name(id), SIDECAR_MAX).ok();
+        let same = bytes.is_some_and(|old| encode(&sidecar).is_ok_and(|new| new == old));
+        if same {
+            return;
+        }
+        if let Err(error) = self.write_sidecar(id) {
+            let error = wharf_types::chain(&error);
+            tracing::warn!(image = %id, error, "the sidecar is not as the records say");
+        }
+    }
+
+    fn sidecar(&self, id: &Digest) -> Option<ImageSidecar> {
+        let state = self.state();
+        Some(ImageSidecar {
+            image: state.images.get(id)?.clone(),
+            names: state.names_of(id),
+        })
+    }
+}
+
+fn sidecar_name(id: &Digest) -> String {
+    format!("{}.json", id.hex())
 }
 
 /// A guard of a mutex; a panic elsewhere does not stop the node.

@@ -24,6 +24,13 @@ pub(crate) struct Late {
     times: (Time, Time),
 }
 
+impl Late {
+    /// What it takes in memory beside its own size.
+    pub(crate) fn bytes(&self) -> usize {
+        self.default_acl.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// What this process may set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rights {
@@ -204,14 +211,9 @@ fn set_xattrs(
 /// Which extended attributes an image may bring: none that overlayfs obeys, none that the host's
 /// security modules obey.
 fn is_allowed(name: &[u8]) -> bool {
-    const REFUSED: [&[u8]; 5] = [
-        b"trusted.",
-        b"user.overlay.",
-        b"security.selinux",
-        b"security.ima",
-        b"security.evm",
-    ];
-    !REFUSED.iter().any(|refused| name.starts_with(refused))
+    const REFUSED: [&[u8]; 3] = [b"trusted.", b"user.overlay.", b"security."];
+    // Capabilities of files are meant for the container; labels and hashes for the host.
+    name == b"security.capability" || !REFUSED.iter().any(|refused| name.starts_with(refused))
 }
 
 fn modification(entry: &Entry) -> Time {

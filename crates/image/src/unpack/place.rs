@@ -7,10 +7,13 @@ use std::rc::Rc;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::limits::{CORRECTIONS_MAX, DIRECTORIES_MAX, SYMLINKS_MAX};
+use crate::limits::{
+    CORRECTION_BYTES_MAX, CORRECTIONS_MAX, DEPTH_MAX, DIRECTORY_BYTES_MAX, LINK_MAX, PATH_MAX,
+    SYMLINKS_MAX,
+};
 use crate::unpack::attributes::Late;
 use crate::unpack::error::{UnpackError, io, show};
-use crate::unpack::path::{components, join};
+use crate::unpack::path::join;
 
 /// Directories kept open.
 const OPEN_MAX: usize = 64;
@@ -18,6 +21,8 @@ const OPEN_MAX: usize = 64;
 const STEPS_MAX: usize = 16_384;
 /// What a directory gets that no entry describes.
 const IMPLIED_MODE: u32 = 0o755;
+/// What a directory takes in memory beside its name, roughly.
+const STATE_BYTES: usize = 128;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -70,7 +75,11 @@ pub(crate) struct Places<'a> {
     open: HashMap<Vec<u8>, Rc<Place>>,
     /// Every directory by its real path.
     pub(crate) states: BTreeMap<Vec<u8>, DirState>,
+    /// What `states` takes.
+    bytes: usize,
     implied: usize,
+    /// Bytes of the names that become facts of the layer.
+    corrections: usize,
     opaque_mark: &'static str,
 }
 
@@ -90,7 +99,9 @@ impl<'a> Places<'a> {
             }),
             open: HashMap::new(),
             states: BTreeMap::new(),
+            bytes: 0,
             implied: 0,
+            corrections: 0,
             opaque_mark,
         })
     }
@@ -163,7 +174,7 @@ impl<'a> Places<'a> {
                 continue;
             }
             match fs::openat2(&at.fd, &part[..], DIRECTORY, Mode::empty(), BENEATH) {
-                Ok(fd) => at = Self::enter(&at, &part, fd),
+                Ok(fd) => at = Self::enter(&at, &part, fd)?,
                 Err(Errno::NOENT) if purpose == Purpose::Find => return Ok(None),
                 Err(Errno::NOENT) => at = self.imply(&at, &part, false)?,
                 Err(Errno::LOOP | Errno::NOTDIR) => {
@@ -219,14 +230,17 @@ impl<'a> Places<'a> {
         })
     }
 
-    fn enter(parent: &Place, name: &[u8], fd: OwnedFd) -> Rc<Place> {
+    fn enter(parent: &Place, name: &[u8], fd: OwnedFd) -> Result<Rc<Place>, UnpackError> {
         let path = join(&parent.path, name);
-        Rc::new(Place { fd, path })
+        check_real(&path)?;
+        Ok(Rc::new(Place { fd, path }))
     }
 
     /// Makes a directory that no entry described (so far); in place of a whiteout an opaque one.
     fn imply(&mut self, at: &Place, name: &[u8], whiteout: bool) -> Result<Rc<Place>, UnpackError> {
         let path = join(&at.path, name);
+        check_real(&path)?;
+        self.charge_correction(&path)?;
         self.implied += 1;
         if self.implied > CORRECTIONS_MAX {
             let limit = CORRECTIONS_MAX;
@@ -247,7 +261,7 @@ impl<'a> Places<'a> {
         if whiteout {
             self.make_opaque(&path, fd.as_fd())?;
         }
-        Ok(Self::enter(at, name, fd))
+        Self::enter(at, name, fd)
     }
 
     /// Notes a directory that was made or described.
@@ -257,16 +271,46 @@ impl<'a> Places<'a> {
         implied: bool,
         late: Late,
     ) -> Result<(), UnpackError> {
-        if self.states.len() >= DIRECTORIES_MAX {
-            let limit = DIRECTORIES_MAX;
+        check_real(path)?;
+        self.bytes = self.bytes.saturating_add(late.bytes());
+        let state = self.state(path)?;
+        state.implied = implied;
+        let old = std::mem::replace(&mut state.late, late);
+        self.bytes = self.bytes.saturating_sub(old.bytes());
+        Ok(())
+    }
+
+    /// What is remembered of a directory, within the budget.
+    fn state(&mut self, path: &[u8]) -> Result<&mut DirState, UnpackError> {
+        if !self.states.contains_key(path) {
+            self.bytes = self.bytes.saturating_add(path.len() + STATE_BYTES);
+        }
+        if self.bytes > DIRECTORY_BYTES_MAX {
             return Err(UnpackError::Limit {
-                what: "directories",
-                limit,
+                what: "bytes of directory names",
+                limit: DIRECTORY_BYTES_MAX,
             });
         }
-        let state = self.states.entry(path.to_vec()).or_default();
-        state.implied = implied;
-        state.late = late;
+        Ok(self.states.entry(path.to_vec()).or_default())
+    }
+
+    /// Notes that a directory holds whiteouts.
+    pub(crate) fn hold_whiteouts(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        if !self.states.get(path).is_some_and(|state| state.whiteouts) {
+            self.charge_correction(path)?;
+            self.state(path)?.whiteouts = true;
+        }
+        Ok(())
+    }
+
+    fn charge_correction(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        self.corrections = self.corrections.saturating_add(path.len());
+        if self.corrections > CORRECTION_BYTES_MAX {
+            return Err(UnpackError::Limit {
+                what: "bytes of names of implied directories and directories with whiteouts",
+                limit: CORRECTION_BYTES_MAX,
+            });
+        }
         Ok(())
     }
 
@@ -278,7 +322,7 @@ impl<'a> Places<'a> {
     ) -> Result<(), UnpackError> {
         fs::fsetxattr(dir, self.opaque_mark, b"y", fs::XattrFlags::empty())
             .map_err(io("mark as opaque", path))?;
-        self.states.entry(path.to_vec()).or_default().opaque = true;
+        self.state(path)?.opaque = true;
         Ok(())
     }
 
@@ -304,26 +348,23 @@ impl<'a> Places<'a> {
 
     /// Opens a directory by its real path.
     pub(crate) fn open_real(&self, path: &[u8]) -> Result<OwnedFd, UnpackError> {
-        let mut at = Rc::clone(&self.root);
-        // One call where the kernel's limit of a path allows.
-        if path.len() < crate::limits::LINK_MAX {
-            let path_or_dot = if path.is_empty() { b"." } else { path };
-            return fs::openat2(&at.fd, path_or_dot, DIRECTORY, Mode::empty(), BENEATH)
-                .map_err(io("open", path));
+        // As few calls as the kernel's limit of a path allows.
+        let mut at: Option<OwnedFd> = None;
+        let mut rest = if path.is_empty() { b"." } else { path };
+        while !rest.is_empty() {
+            let (piece, after) = match rest.get(..LINK_MAX) {
+                None => (rest, &rest[rest.len()..]),
+                Some(most) => {
+                    let end = most.iter().rposition(|b| *b == b'/').unwrap_or(LINK_MAX);
+                    (&rest[..end], rest.get(end + 1..).unwrap_or_default())
+                }
+            };
+            let from = at.as_ref().unwrap_or(&self.root.fd);
+            let fd = fs::openat2(from, piece, DIRECTORY, Mode::empty(), BENEATH);
+            at = Some(fd.map_err(io("open", path))?);
+            rest = after;
         }
-        for part in components(path)? {
-            let fd = fs::openat2(&at.fd, part, DIRECTORY, Mode::empty(), BENEATH)
-                .map_err(io("open", path))?;
-            at = Rc::new(Place {
-                fd,
-                path: Vec::new(),
-            });
-        }
-        at.fd.try_clone().map_err(|source| UnpackError::Io {
-            action: "open",
-            path: show(path),
-            source,
-        })
+        at.ok_or_else(|| io("open", path)(Errno::NOENT))
     }
 
     /// Whether nothing of lower layers is seen in a directory.
@@ -334,22 +375,33 @@ impl<'a> Places<'a> {
     }
 
     fn forget_below(&mut self, path: &[u8]) {
-        self.states.remove(path);
         // '0' is the next byte after '/'.
         let (first, end) = (join(path, b""), [path, b"0"].concat());
-        let below: Vec<_> = self
-            .states
-            .range(first..end)
-            .map(|(dir, _)| dir.clone())
-            .collect();
-        for dir in below {
-            self.states.remove(&dir);
+        let below = self.states.range(first..end).map(|(dir, _)| dir.clone());
+        let gone: Vec<_> = std::iter::once(path.to_vec()).chain(below).collect();
+        for dir in gone {
+            if let Some(state) = self.states.remove(&dir) {
+                let bytes = dir.len() + STATE_BYTES + state.late.bytes();
+                self.bytes = self.bytes.saturating_sub(bytes);
+            }
         }
     }
 
     pub(crate) fn forget_open(&mut self) {
         self.open.clear();
     }
+}
+
+/// Links lengthen what a name leads to: the real path has the limits of a name.
+fn check_real(path: &[u8]) -> Result<(), UnpackError> {
+    let deep = || path.iter().filter(|b| **b == b'/').count() >= DEPTH_MAX;
+    if path.len() > PATH_MAX || deep() {
+        return Err(UnpackError::Name {
+            path: show(&path[..path.len().min(LINK_MAX)]),
+            why: "the directory that links lead to is deeper than 2000 parts or 32 KiB",
+        });
+    }
+    Ok(())
 }
 
 /// A character device 0:0.

@@ -289,11 +289,7 @@ impl<'a> Writer<'a> {
             )
             .map_err(io("chown", &path))?;
         }
-        self.places
-            .states
-            .entry(place.path.clone())
-            .or_default()
-            .whiteouts = true;
+        self.places.hold_whiteouts(&place.path)?;
         self.count();
         Ok(())
     }

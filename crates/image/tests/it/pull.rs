@@ -637,3 +637,36 @@ async fn a_mounted_image_shows_the_sum_of_its_layers() {
     node.store.remove("c1").unwrap();
     assert_eq!(node.leftovers(), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_sends_nothing_keeps_only_its_own_pulls_waiting() {
+    let node = Arc::new(Node::new());
+    let names = ["1", "2", "3", "4"];
+    let stuck = Builder::new(Flavour::Oci, names.map(|n| layer(n, Packing::Gzip))).build();
+    let reference = node.registry.add("stuck", "v1", &stuck);
+    for layer in names.map(|n| layer(n, Packing::Gzip)) {
+        let on = On::Blob(layer.blob.digest.clone());
+        node.registry.fail(on, Act::Stall(10));
+    }
+    let caller = {
+        let (node, reference) = (Arc::clone(&node), reference.clone());
+        tokio::spawn(async move { node.pull(&reference).await })
+    };
+    let waiting = Arc::clone(&node);
+    let asked = tokio::task::spawn_blocking(move || {
+        // The configuration and as many layers as there are slots.
+        wait::until(SOON, || Ok(waiting.blobs().len() > 3))
+    });
+    assert!(asked.await.unwrap().unwrap());
+    let other = Registry::start().unwrap();
+    // The first layer is one that the stuck registry has announced too.
+    let fine = Builder::new(
+        Flavour::Oci,
+        ["1", "x", "y", "z"].map(|n| layer(n, Packing::Gzip)),
+    );
+    let fine = other.add("fine", "v1", &fine.build());
+    let pulled = tokio::time::timeout(SOON, node.pull(&fine)).await;
+    pulled.expect("not kept waiting").unwrap();
+    assert!(!caller.is_finished());
+    caller.abort();
+}

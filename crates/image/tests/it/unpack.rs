@@ -284,6 +284,8 @@ fn an_image_cannot_bring_marks_that_overlayfs_or_the_host_obeys() {
         "trusted.overlay.opaque",
         "user.overlay.opaque",
         "security.selinux",
+        "security.SMACK64",
+        "security.apparmor",
         "user.kept",
     ]
     .iter()
@@ -300,9 +302,15 @@ fn an_image_cannot_bring_marks_that_overlayfs_or_the_host_obeys() {
     .fold(Raw::file("f", ""), |raw, name| {
         raw.pax(&format!("SCHILY.xattr.{name}"), b"y")
     });
-    let (layer, result) = unpacked(&tar(&[dir, file]));
+    // Version 2, CAP_NET_RAW, effective.
+    let mut capability = [0; 20];
+    (capability[0], capability[3], capability[5]) = (1, 2, 0x20);
+    let ping = Raw::file("ping", "").pax("SCHILY.xattr.security.capability", &capability);
+    let (layer, result) = unpacked(&tar(&[dir, file, ping]));
     result.unwrap();
     let all = listing(&layer.tree(), What::All);
+    assert!(all["ping"].contains("security.capability"), "{all:?}");
+    assert!(!all["d"].contains("security"), "{}", all["d"]);
     assert!(all["d"].ends_with(" user.kept=[121]"), "{}", all["d"]);
     assert!(all["f"].ends_with(" user.kept=[121]"), "{}", all["f"]);
     assert!(!all["d"].contains("overlay") && !all["f"].contains("security"));
@@ -527,4 +535,52 @@ proptest! {
         drop(layer.unpack(&tar(&raws)));
         prop_assert_eq!(layer.outside(), before);
     }
+}
+
+/// Links so that `s0/x` is really below 15 directories with long names, `s1/x` below 30…
+fn lengthening(n: usize) -> Vec<Raw> {
+    let long = vec!["p".repeat(250); 15].join("/");
+    let target = |i: usize| match i.checked_sub(1) {
+        Some(before) => format!("s{before}/{long}"),
+        None => long.clone(),
+    };
+    (0..n)
+        .map(|i| Raw::link(b'2', &format!("s{i}"), "").pax("linkpath", target(i).as_bytes()))
+        .collect()
+}
+
+#[test]
+fn links_cannot_lengthen_a_path_without_end() {
+    let mut entries = lengthening(9);
+    entries.push(Raw::file("s7/f", "abc"));
+    let (_, result) = unpacked(&tar(&entries));
+    result.unwrap();
+    entries.push(Raw::file("s8/f", "abc"));
+    let error = unpacked(&tar(&entries)).1.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    let error = error.to_string();
+    assert!(error.contains("that links lead to"), "{error}");
+}
+
+#[test]
+fn the_memory_that_directories_take_is_limited() {
+    let exhausted = |entries: &[Raw], what: &str| {
+        let error = unpacked(&tar(entries)).1.unwrap_err();
+        assert_eq!(error.kind(), Kind::Exhausted, "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    let many = |n: usize, entry: &dyn Fn(usize) -> Raw| {
+        let mut all = lengthening(8);
+        all.extend((0..n).map(entry));
+        all
+    };
+    let described = many(3000, &|i| Raw::dir(&format!("s7/{i}")));
+    exhausted(&described, "bytes of directory names");
+    let implied = many(200, &|i| Raw::file(&format!("s7/{i}/f"), ""));
+    exhausted(&implied, "implied directories");
+    let hiding = many(400, &|i| match i % 2 {
+        0 => Raw::dir(&format!("s7/{i}")),
+        _ => Raw::file(&format!("s7/{}/.wh.x", i - 1), ""),
+    });
+    exhausted(&hiding, "directories with whiteouts");
 }

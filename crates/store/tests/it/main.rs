@@ -581,3 +581,157 @@ fn snapshots_made_and_removed_by_many_at_once_stay_whole() {
     store.remove("c1").unwrap();
     assert!(node.entries("snapshots").is_empty());
 }
+
+#[test]
+fn an_image_without_its_sidecar_is_committed_and_the_next_start_writes_it() {
+    let node = Node::new();
+    let store = node.open();
+    let id = Digest::of(b"config");
+    let (sidecar, obstacle) = (
+        node.root().join(format!("images/{}.json", id.hex())),
+        node.root().join(format!("images/.{}.json.new", id.hex())),
+    );
+    fs::create_dir(&obstacle).unwrap();
+    commit(&store, "config", "x/y:1", &[], &[]);
+    assert_eq!(store.images().len(), 1);
+    assert!(!sidecar.exists());
+    drop(store);
+    fs::remove_dir(&obstacle).unwrap();
+    drop(node.open());
+    assert!(sidecar.exists());
+    fs::remove_file(node.root().join("store.redb")).unwrap();
+    assert_eq!(node.open().images()[0].id, id);
+}
+
+#[test]
+fn a_failed_commit_leaves_no_draft() {
+    let node = Node::new();
+    let store = node.open();
+    let id = Digest::of(b"config");
+    // What cannot be replaced is in the way.
+    fs::create_dir(node.root().join("blobs").join(id.hex())).unwrap();
+    let lease = store.lease();
+    let failed = store.commit_image(&ImageCommit {
+        id,
+        layers: &[],
+        sealed: &[],
+        lease: &lease,
+        blobs: &[(Digest::of(b"other"), b"other"), (id, b"config")],
+        names: &[name("x/y:1")],
+        target: id,
+    });
+    failed.unwrap_err();
+    assert!(store.images().is_empty());
+    assert!(node.entries("ingest").is_empty());
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_kept_with_all_layers_until_it_is_removed() {
+    let node = Node::new();
+    let store = node.open();
+    let a = layer(&store, "a", facts(1), |_| {});
+    let id = commit(&store, "one", "x/y:1", &[a], &["a"]);
+    store.prepare("c1", &[diff("a")]).unwrap();
+    drop(store);
+    let home = node.root().join("snapshots/c1");
+    fs::write(home.join("upper/precious"), "data").unwrap();
+    let record = fs::read_to_string(home.join("snapshot.json")).unwrap();
+    fs::write(
+        home.join("snapshot.json"),
+        record.replace("\"v\":1", "\"v\":99"),
+    )
+    .unwrap();
+    let store = node.open();
+    assert!(store.remove_image(&id).unwrap());
+    assert!(store.has_layer(diff("a")), "its container may be running");
+    assert_eq!(store.snapshots(), ["c1"]);
+    for error in [
+        store.snapshot("c1").unwrap_err(),
+        store.prepare("c1", &[diff("a")]).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(text.contains("is kept") && text.contains("newer"), "{text}");
+    }
+    assert!(home.join("upper/precious").exists());
+    drop(store);
+    // The newer daemon is back.
+    fs::write(home.join("snapshot.json"), record).unwrap();
+    let store = node.open();
+    store.snapshot("c1").unwrap();
+    assert!(home.join("upper/precious").exists());
+    drop(store);
+    fs::write(home.join("snapshot.json"), "{\"v\":99}").unwrap();
+    let store = node.open();
+    store.remove("c1").unwrap();
+    assert!(store.snapshots().is_empty() && !store.has_layer(diff("a")));
+    store.drain_trash();
+    assert!(node.entries("snapshots").is_empty() && node.entries("layers").is_empty());
+}
+
+#[test]
+fn a_snapshot_whose_layer_is_lost_keeps_what_was_written() {
+    let node = Node::new();
+    let store = node.open();
+    let a = layer(&store, "a", facts(1), |_| {});
+    commit(&store, "one", "x/y:1", &[a], &["a"]);
+    store.prepare("c1", &[diff("a")]).unwrap();
+    drop(store);
+    fs::remove_dir_all(node.root().join("layers").join(diff("a").0.hex())).unwrap();
+    let store = node.open();
+    assert!(store.images().is_empty());
+    let error = store.snapshot("c1").unwrap().mount(true).unwrap_err();
+    assert!(
+        error.to_string().contains(&diff("a").0.hex()),
+        "it names the layer: {error}"
+    );
+}
+
+#[test]
+fn a_corrected_directory_inherits_nothing_from_its_parent() {
+    if !needs_root("a_corrected_directory_inherits_nothing_from_its_parent") {
+        return;
+    }
+    let node = Node::new();
+    let store = node.open();
+    let acl: Vec<u8> = std::iter::once(2_u32.to_le_bytes().to_vec())
+        .chain(
+            [(1, 7), (2, 7), (4, 5), (16, 7), (32, 5)].map(|(tag, rights): (u16, u16)| {
+                let id: u32 = if tag == 2 { 1234 } else { u32::MAX };
+                let parts = [&tag.to_le_bytes()[..], &rights.to_le_bytes()];
+                [&parts.concat()[..], &id.to_le_bytes()].concat()
+            }),
+        )
+        .flatten()
+        .collect();
+    let flags = rustix::fs::XattrFlags::empty();
+    let base = layer(&store, "base", facts(2), |dir| {
+        fs::create_dir_all(dir.join("d/sub")).unwrap();
+        fs::set_permissions(dir.join("d/sub"), fs::Permissions::from_mode(0o700)).unwrap();
+        let set = rustix::fs::setxattr(dir.join("d"), "system.posix_acl_default", &acl, flags);
+        set.unwrap();
+    });
+    let path = |p: &str| LayerPath(p.as_bytes().to_vec());
+    let above = LayerFacts {
+        implied: vec![path("d"), path("d/sub")],
+        ..facts(3)
+    };
+    let top = layer(&store, "top", above, |dir| {
+        fs::create_dir_all(dir.join("d/sub")).unwrap();
+        fs::write(dir.join("d/sub/x"), "x").unwrap();
+    });
+    commit(&store, "one", "x/y:1", &[base, top], &["base", "top"]);
+    let fix = node.entries("layers");
+    let fix = fix.iter().find(|name| name.starts_with("fix-")).unwrap();
+    let tree = node.root().join("layers").join(fix).join("tree");
+    let names = |at: PathBuf| {
+        let mut names = vec![0_u8; 4096];
+        let n = rustix::fs::listxattr(at, names.as_mut_slice()).unwrap();
+        String::from_utf8(names[..n].to_vec()).unwrap()
+    };
+    assert_eq!(names(tree.join("d")), "system.posix_acl_default\0");
+    assert_eq!(names(tree.join("d/sub")), "");
+    assert_eq!(
+        fs::metadata(tree.join("d/sub")).unwrap().mode() & 0o777,
+        0o700
+    );
+}

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use wharf_testkit::node::{Node, Subject};
+use wharf_testkit::node::{Builder, Node, Subject};
 use wharf_testkit::place::Place;
 use wharf_testkit::real_registry::RealRegistry;
 use wharf_testkit::{cache, containerd};
@@ -59,6 +59,8 @@ pub(crate) struct Field {
     wharf: Option<Node>,
     containerd: Node,
     registry: RealRegistry,
+    place: Arc<Place>,
+    programs: Option<PathBuf>,
     _data: tempfile::TempDir,
 }
 
@@ -79,23 +81,32 @@ impl Field {
         let place = Place::own_without_hybrid().map_err(text)?;
         let data = wharf_testkit::temporary().map_err(text)?;
         let registry = RealRegistry::start(&place, data.path()).map_err(text)?;
-        let node = |builder: wharf_testkit::node::Builder, place: &Arc<Place>| {
-            builder
-                .place(place)
-                .mirror("_default", &registry.url())
-                .start()
-                .map_err(text)
-        };
-        let containerd = node(Node::of(Subject::Containerd), &place)?;
-        let ours = |dir| node(Node::wharf().programs(dir), &place);
-        let wharf = programs.map(ours).transpose()?;
+        let containerd = start(Node::of(Subject::Containerd), &place, &registry)?;
+        let ours = |dir| start(Node::wharf().programs(dir), &place, &registry);
+        let wharf = programs.as_ref().map(ours).transpose()?;
         Ok(Self {
             wharf,
             containerd,
             registry,
+            place,
+            programs,
             _data: data,
         })
     }
+
+    /// One more daemon with directories of its own: wharf where it takes part and `ours` asks for it.
+    fn another(&self, ours: bool) -> Result<Node, String> {
+        let builder = match &self.programs {
+            Some(dir) if ours => Node::wharf().programs(dir),
+            _ => Node::of(Subject::Containerd),
+        };
+        start(builder, &self.place, &self.registry)
+    }
+}
+
+fn start(builder: Builder, place: &Arc<Place>, registry: &RealRegistry) -> Result<Node, String> {
+    let builder = builder.place(place).mirror("_default", &registry.url());
+    builder.start().map_err(text)
 }
 
 /// How the figures were taken, for people who read them later.

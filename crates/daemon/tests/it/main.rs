@@ -1,0 +1,24 @@
+//! The daemon as its clients meet it: real binaries on a node of its own, a registry that can
+//! misbehave, and a look at the machine before and after.
+//!
+//! Every test needs root and says so in a line where it is missing; the binaries are those that
+//! `cargo build -p wharf-daemon -p wharf-shim` made. Names of tests say what is promised.
+#![cfg(test)]
+#![expect(clippy::disallowed_types, reason = "the tests start programs")]
+#![expect(
+    clippy::too_many_lines,
+    reason = "tables of cases, and lives told from beginning to end"
+)]
+
+mod scene; // a node, images, and the look before
+mod life; // from pull to removal
+mod inside; // what a process in a container sees
+mod mounts; // what of the host it gets
+mod limits; // what it may use
+mod program; // which program, and as whom
+mod output; // its log
+mod exec; // programs beside it
+mod images; // pulls that must fail
+mod refusals; // requests that must fail
+mod restart; // the daemon goes and comes back
+mod oracle; // the same container by containerd

@@ -10,10 +10,30 @@ use crate::files::{self, Write};
 use crate::group::{Group, Version, io_error};
 use crate::limits::Limits;
 
-/// The writes that a cgroup of these groups needs.
+/// What v2 would be given for the limits, on a machine where `legacy` controllers are in v1.
+pub(crate) fn plan_v2(
+    limits: &Limits,
+    legacy: impl Fn(&str) -> bool,
+) -> Result<Vec<Write>, CgroupError> {
+    if !legacy("memory") {
+        return files::v2(limits);
+    }
+    // v2's conversion of swap is not asked for: memory is v1's.
+    files::v2(&Limits {
+        memory: None,
+        memory_swap: None,
+        ..limits.clone()
+    })
+}
+
+/// The writes that a cgroup of these groups needs, with those of v2 from [`plan_v2`].
 ///
 /// A controller is where it was found: in a v1 hierarchy, else in v2.
-pub(crate) fn plan(groups: &[Group], limits: &Limits) -> Result<Vec<Write>, CgroupError> {
+pub(crate) fn plan(
+    groups: &[Group],
+    limits: &Limits,
+    on_v2: Vec<Write>,
+) -> Result<Vec<Write>, CgroupError> {
     let version = |controller: &str| {
         groups
             .iter()
@@ -21,28 +41,23 @@ pub(crate) fn plan(groups: &[Group], limits: &Limits) -> Result<Vec<Write>, Cgro
             .map(|group| group.version)
     };
     if !groups.iter().any(|group| group.version == Version::V1) {
-        return available(files::v2(limits)?, version);
+        return available(on_v2, version);
     }
-    let mut limits = limits.clone();
     let memory_now = groups
         .iter()
         .find(|group| group.has("memory"))
         .and_then(|group| group.number("memory.limit_in_bytes").ok());
-    let mut writes = files::v1(&limits, memory_now)?;
+    let mut writes = files::v1(limits, memory_now)?;
     writes.retain(|write| version(&write.controller) != Some(Version::V2));
-    if version("memory") != Some(Version::V2) {
-        // v2's conversion of swap is not asked for: memory is v1's.
-        (limits.memory, limits.memory_swap) = (None, None);
-    }
-    writes.extend(only_v2(&limits, version)?);
+    writes.extend(only_v2(on_v2, limits, version)?);
     available(writes, version)
 }
 
 fn only_v2(
+    mut writes: Vec<Write>,
     limits: &Limits,
     version: impl Fn(&str) -> Option<Version>,
 ) -> Result<Vec<Write>, CgroupError> {
-    let mut writes = files::v2(limits)?;
     for write in &writes {
         if limits.unified.contains_key(&write.file)
             && version(&write.controller) != Some(Version::V2)
@@ -81,8 +96,12 @@ pub(crate) fn write_new(groups: &[Group], writes: &[Write]) -> Result<(), Cgroup
     write_each(groups, writes, |_, _| {})
 }
 
-/// Writes limits that were planned; when one fails, those before it are taken back.
-pub(crate) fn write_all(groups: &[Group], writes: &[Write]) -> Result<(), CgroupError> {
+/// Writes limits that were planned, then the devices; when one fails, those before it are taken back.
+pub(crate) fn write_all(
+    groups: &[Group],
+    writes: &[Write],
+    list: Option<&DeviceList>,
+) -> Result<(), CgroupError> {
     let mut before = Vec::new();
     let result = write_each(groups, writes, |group, file| {
         // What cannot be read could not be put back either.
@@ -90,6 +109,8 @@ pub(crate) fn write_all(groups: &[Group], writes: &[Write]) -> Result<(), Cgroup
             before.push((group, file, previous(file, &text)));
         }
     });
+    // Devices take themselves back.
+    let result = result.and_then(|()| list.map_or(Ok(()), |list| devices(groups, list)));
     if result.is_err() {
         // The first error is the one that is told; a value that cannot be put back is no worse
         // than it would be without trying.

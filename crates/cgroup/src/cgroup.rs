@@ -61,6 +61,11 @@ impl Cgroups {
         devices: Option<&DeviceList>,
         made: &mut Vec<PathBuf>,
     ) -> Result<Cgroup, CgroupError> {
+        let legacy = |name: &str| {
+            let mut v1 = self.v1.iter();
+            v1.any(|hierarchy| hierarchy.controllers.iter().any(|c| c == name))
+        };
+        let on_v2 = apply::plan_v2(limits, legacy)?;
         let mut groups = Vec::new();
         for hierarchy in &self.v1 {
             let directory = make(hierarchy, path, made, |parent, child| {
@@ -72,7 +77,8 @@ impl Cgroups {
             groups.extend(Group::open(Version::V1, &hierarchy.controllers, directory)?);
         }
         if let Some(v2) = &self.v2 {
-            let needed = self.needed_of_v2(limits)?;
+            let mut needed = controllers(&on_v2);
+            needed.retain(|name| !legacy(name));
             let directory = make(v2, path, made, |parent, _| {
                 enable(parent, v2, &needed, self.v1.is_empty())
             })?;
@@ -87,7 +93,7 @@ impl Cgroups {
                 });
             }
         }
-        let writes = apply::plan(&groups, limits)?;
+        let writes = apply::plan(&groups, limits, on_v2)?;
         apply::write_new(&groups, &writes)?;
         if let Some(list) = devices {
             apply::devices(&groups, list)?;
@@ -96,25 +102,6 @@ impl Cgroups {
             path: path.to_owned(),
             groups,
         })
-    }
-
-    /// The controllers of v2 that the limits need.
-    fn needed_of_v2(&self, limits: &Limits) -> Result<Vec<String>, CgroupError> {
-        let legacy = |name: &str| {
-            self.v1
-                .iter()
-                .any(|h| h.controllers.iter().any(|c| c == name))
-        };
-        let mut limits = limits.clone();
-        if legacy("memory") {
-            (limits.memory, limits.memory_swap) = (None, None);
-        }
-        let writes = crate::files::v2(&limits)?;
-        Ok(controllers(&writes)
-            .into_iter()
-            .filter(|name| !legacy(name))
-            .map(str::to_owned)
-            .collect())
     }
 
     /// Opens an existing cgroup, after a restart; hierarchies where it is gone are left out.
@@ -183,11 +170,11 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<(), CgroupError> {
 
 /// Hands controllers down from a v2 group to its children: those that are needed, and on a machine
 /// with nothing but v2 all that it offers (statistics come from them).
-fn enable(parent: &Path, v2: &Hierarchy, needed: &[String], all: bool) -> Result<(), CgroupError> {
+fn enable(parent: &Path, v2: &Hierarchy, needed: &[&str], all: bool) -> Result<(), CgroupError> {
     let file = parent.join("cgroup.subtree_control");
     let enabled = std::fs::read_to_string(&file).unwrap_or_default();
     for controller in &v2.controllers {
-        let is_needed = needed.contains(controller);
+        let is_needed = needed.contains(&controller.as_str());
         if !(all || is_needed) || enabled.split_whitespace().any(|c| c == controller) {
             continue;
         }
@@ -240,26 +227,14 @@ impl Cgroup {
     /// kernel refuses it.
     pub fn update(&self, limits: &Limits) -> Result<(), CgroupError> {
         let list = limits.devices.as_deref().map(DeviceList::new).transpose()?;
-        let writes = apply::plan(&self.groups, limits)?;
+        let legacy = |name: &str| {
+            self.with(name)
+                .is_some_and(|group| group.version == Version::V1)
+        };
+        let on_v2 = apply::plan_v2(limits, legacy)?;
+        let writes = apply::plan(&self.groups, limits, on_v2)?;
         apply::check_usage(&self.groups, limits)?;
-        let before: Vec<_> = writes
-            .iter()
-            .filter_map(|write| {
-                let group = self.with(&write.controller)?;
-                let mut old = write.clone();
-                old.value = group.read(&write.file).ok()?.trim().to_owned();
-                Some(old)
-            })
-            .collect();
-        apply::write_all(&self.groups, &writes)?;
-        if let Some(list) = &list
-            && let Err(error) = apply::devices(&self.groups, list)
-        {
-            // The error of the devices is the one that is told.
-            let _best_effort = apply::write_all(&self.groups, &before);
-            return Err(error);
-        }
-        Ok(())
+        apply::write_all(&self.groups, &writes, list.as_ref())
     }
 
     /// Descriptors by which a new process comes in.

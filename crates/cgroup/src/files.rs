@@ -353,11 +353,16 @@ fn weight(shares: u64) -> u64 {
             let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
             let exact = 10f64.powf(exponent).ceil();
             // Between 1 and 10000: the search finds the integer without a cast.
-            (1..=10_000u32)
-                .collect::<Vec<_>>()
-                .partition_point(|n| f64::from(*n) < exact)
-                .try_into()
-                .map_or(10_000, |below: u64| below + 1)
+            let (mut low, mut high) = (1, 10_000);
+            while low < high {
+                let middle = u32::midpoint(low, high);
+                if f64::from(middle) < exact {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            u64::from(low)
         }
     }
 }
@@ -516,6 +521,7 @@ mod tests {
         // From the curve of opencontainers/cgroups.
         for (shares, expected) in [
             (2, 1),
+            (3, 2),
             (100, 17),
             (1024, 100),
             (2048, 174),

@@ -1,18 +1,19 @@
 //! One directory of one hierarchy: reading and writing its files, making and removing it.
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::CgroupError;
 
 /// The longest file that is read; `memory.stat` has about 2 KiB, `cgroup.procs` 8 bytes a process.
 const FILE_MAX: usize = 4 << 20;
-/// How deep a tree of cgroups is searched.
-const DEPTH_MAX: usize = 32;
+/// The most cgroups below one of ours: what a container may make in a cgroup of its own.
+const GROUPS_MAX: usize = 16 * 1024;
 
 /// Which kind of hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,30 +126,131 @@ impl Group {
     /// The processes of this directory and those below it.
     pub(crate) fn processes(&self) -> Result<Vec<u32>, CgroupError> {
         let mut found = Vec::new();
-        for directory in tree(&self.path)? {
-            let file = directory.join("cgroup.procs");
-            match std::fs::read_to_string(&file) {
+        let enter = |directory: BorrowedFd<'_>| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = rustix::fs::openat(directory, "cgroup.procs", flags, Mode::empty());
+            let text = file.map_err(io::Error::from).and_then(|file| {
+                let file = std::fs::File::from(file);
+                io::read_to_string(file)
+            });
+            match text {
                 Ok(text) => found.extend(text.lines().filter_map(|pid| pid.parse::<u32>().ok())),
                 Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(io_error("read", &file, error)),
+                Err(error) => return Err(error),
             }
-        }
+            Ok(())
+        };
+        self.walk("read the processes of", enter, |_, _| Ok(()))?;
         Ok(found)
     }
 
     /// Removes the directory and those below it; `false` when one is still in use.
     pub(crate) fn remove(&self) -> Result<bool, CgroupError> {
-        let mut directories = tree(&self.path)?;
-        directories.reverse();
-        for directory in directories {
-            match rustix::fs::rmdir(&directory) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::BUSY) => return Ok(false),
-                Err(error) => return Err(io_error("remove", &directory, error)),
+        let mut busy = false;
+        let mut removed = |result| match result {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::BUSY) => {
+                busy = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        let leave = |parent: BorrowedFd<'_>, name: &CStr| {
+            let result = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+            removed(result).map_err(io::Error::from)
+        };
+        self.walk("remove", |_| Ok(()), leave)?;
+        removed(rustix::fs::rmdir(&self.path)).map_err(|e| io_error("remove", &self.path, e))?;
+        Ok(!busy)
+    }
+
+    /// Visits the directory and all below it, each with `enter` before those below it, and all but
+    /// the first with `leave`, by parent and name, after them. One that goes away meanwhile is none.
+    ///
+    /// Containers can nest cgroups deeper than a path is long, and than there are descriptors: it
+    /// goes down by name and up by `..`. Cgroups are never moved, so that leads back.
+    fn walk(
+        &self,
+        action: &'static str,
+        mut enter: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
+        mut leave: impl FnMut(BorrowedFd<'_>, &CStr) -> io::Result<()>,
+    ) -> Result<(), CgroupError> {
+        // The directories on the way down, and of each the siblings that are still to come.
+        let mut above: Vec<(CString, Vec<CString>)> = Vec::new();
+        let mut count = 1;
+        let mut open = |parent: BorrowedFd<'_>, name: &CStr| -> io::Result<Option<_>> {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let opened = rustix::fs::openat(parent, name, flags, Mode::empty());
+            let listed = opened.map_err(io::Error::from).and_then(|directory| {
+                let below = children(&directory)?;
+                Ok((directory, below))
+            });
+            match listed {
+                Ok((directory, below)) => {
+                    count += below.len();
+                    if count > GROUPS_MAX {
+                        return Err(io::Error::other(format!(
+                            "it has more than {GROUPS_MAX} cgroups below it"
+                        )));
+                    }
+                    enter(directory.as_fd())?;
+                    Ok(Some((directory, below)))
+                }
+                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let walked = self.steps(&mut above, &mut open, &mut leave);
+        walked.map_err(|error| {
+            let below = above.iter().map(|(name, _)| name.to_string_lossy());
+            let path = below.fold(self.path.clone(), |path, name| path.join(&*name));
+            io_error(action, &path, error)
+        })
+    }
+    /// The way of [`Self::walk`]; afterwards `above` says where it ended.
+    fn steps(
+        &self,
+        above: &mut Vec<(CString, Vec<CString>)>,
+        open: &mut Open<'_>,
+        leave: &mut dyn FnMut(BorrowedFd<'_>, &CStr) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some((mut directory, mut below)) = open(self.directory.as_fd(), c".")? else {
+            return Ok(());
+        };
+        loop {
+            let Some(name) = below.pop() else {
+                let Some((name, siblings)) = above.pop() else {
+                    return Ok(());
+                };
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                directory = rustix::fs::openat(&directory, c"..", flags, Mode::empty())?;
+                leave(directory.as_fd(), &name)?;
+                below = siblings;
+                continue;
+            };
+            if let Some((child, of_child)) = open(directory.as_fd(), &name)? {
+                above.push((name, std::mem::replace(&mut below, of_child)));
+                directory = child;
             }
         }
-        Ok(true)
     }
+}
+
+/// Opens a directory by parent and name and lists those in it; none when it is gone.
+type Open<'a> =
+    dyn FnMut(BorrowedFd<'_>, &CStr) -> io::Result<Option<(OwnedFd, Vec<CString>)>> + 'a;
+
+/// The names of the directories in this one.
+fn children(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Reads a file from its beginning; the buffer is emptied first.
@@ -169,29 +271,4 @@ pub(crate) fn read_at_start(file: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Er
 fn is_gone(error: &io::Error) -> bool {
     // ENODEV: the directory was removed while its file was open.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19)
-}
-
-/// The directory and all below it, parents first; empty when it is gone.
-fn tree(top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
-    let mut found = vec![top.to_owned()];
-    let mut next = 0;
-    let depth = top.components().count() + DEPTH_MAX;
-    while let Some(directory) = found.get(next).cloned() {
-        next += 1;
-        if directory.components().count() > depth {
-            continue;
-        }
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(io_error("read", &directory, error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| io_error("read", &directory, error))?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
 }

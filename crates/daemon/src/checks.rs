@@ -69,9 +69,9 @@ pub(crate) fn shim(config: &Config) -> Result<PathBuf, CheckError> {
     }
 }
 
-/// Raises our own soft limit of open files: every container holds some. Not that of our children: a
-/// soft limit over 1024 breaks programs that use select(2).
-pub(crate) fn raise_open_files() {
+/// Raises our own soft limit of open files: every container holds some. Gives the one we got, for our
+/// children: a soft limit over 1024 breaks programs that use select(2).
+pub(crate) fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -80,4 +80,5 @@ pub(crate) fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "open file limit stays");
     }
+    limit.current
 }

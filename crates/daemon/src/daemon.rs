@@ -68,6 +68,8 @@ pub(crate) fn run(config: &Config) -> Result<(), DaemonError> {
     checks::machine()?;
     let shim = checks::shim(config)?;
     let _lock = Lock::take(&config.state)?;
+    // Before anything that runs is looked for: a pod must not be lost for want of a descriptor.
+    let given = checks::raise_open_files();
     let store = Store::open(&config.root, Durability::default()).map_err(|source| {
         let root = config.root.clone();
         DaemonError::Store { root, source }
@@ -78,7 +80,7 @@ pub(crate) fn run(config: &Config) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(os("start threads"))?;
-    let result = runtime.block_on(serve(config, &shim, store, begin));
+    let result = runtime.block_on(serve(config, (&shim, given), store, begin));
     // What still runs are pulls and waits; both begin anew with the next daemon.
     runtime.shutdown_background();
     result
@@ -86,7 +88,7 @@ pub(crate) fn run(config: &Config) -> Result<(), DaemonError> {
 
 async fn serve(
     config: &Config,
-    shim: &Path,
+    shim: (&Path, Option<u64>),
     store: Store,
     begin: Instant,
 ) -> Result<(), DaemonError> {
@@ -131,7 +133,7 @@ async fn serve(
 /// Recovers, then opens the door. Returns only when that fails.
 async fn open(
     config: &Config,
-    shim: &Path,
+    (shim, shim_open_files): (&Path, Option<u64>),
     images: Images,
     store: Store,
     door: &RuntimeDoor,
@@ -142,6 +144,7 @@ async fn open(
         state: config.state.clone(),
         cgroup_parent: config.cgroup.parent.to_string_lossy().into_owned(),
         shim: shim.to_owned(),
+        shim_open_files,
         network: match config.cri.network {
             Network::None => NetworkMode::None,
             Network::Cni => NetworkMode::Cni,
@@ -152,8 +155,6 @@ async fn open(
         Ok(engine) => engine,
         Err(failed) => return failed.into(),
     };
-    // The zygote is there by now, with the limit that we got.
-    checks::raise_open_files();
     door.open(engine);
     let socket = config.cri.socket.display();
     tracing::info!(%socket, ms = begin.elapsed().as_secs_f64() * 1000.0, "ready");

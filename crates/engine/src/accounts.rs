@@ -1,15 +1,14 @@
 //! Who a container runs as: what was asked for, resolved against the image's own /etc/passwd and
 //! /etc/group, which are read beneath its root and never trusted to be files, or short, or sane.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::collections::HashSet;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
+use wharf_runtime::launch::sources::regular_file;
 
 use crate::error::RequestError;
-use crate::limits::ACCOUNTS_FILE_MAX;
+use crate::limits::{ACCOUNTS_FILE_MAX, GROUPS_MAX};
 use crate::spec::{GroupsPolicy, SecuritySpec};
 use crate::view::UserView;
 
@@ -44,21 +43,16 @@ fn read_file(root: BorrowedFd<'_>, path: &'static str) -> Result<String, Request
         field: "image",
         reason: format!("/{path} of the image {reason}"),
     };
-    // NONBLOCK: a FIFO must not hold us.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+    let file = match regular_file(root, path) {
         Ok(file) => file,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
-        Err(e) => return Err(bad(format!("cannot be opened: {e}"))),
+        Err(e) => match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => return Ok(String::new()),
+            ErrorKind::InvalidInput => return Err(bad("is no regular file".to_owned())),
+            _ => return Err(bad(format!("cannot be opened: {e}"))),
+        },
     };
-    let stat = rustix::fs::fstat(&file).map_err(|e| bad(format!("cannot be read: {e}")))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(bad("is no regular file".to_owned()));
-    }
     let mut bytes = Vec::new();
-    File::from(file)
-        .take(ACCOUNTS_FILE_MAX + 1)
+    file.take(ACCOUNTS_FILE_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(|e| bad(format!("cannot be read: {e}")))?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > ACCOUNTS_FILE_MAX {
@@ -99,8 +93,9 @@ impl Accounts {
             None => found.as_ref().map_or(0, |entry| entry.gid),
         };
         let mut groups = vec![gid];
+        let mut known = HashSet::from([gid]);
         let mut add = |id| {
-            if !groups.contains(&id) {
+            if known.insert(id) {
                 groups.push(id);
             }
         };
@@ -111,6 +106,12 @@ impl Accounts {
         }
         for id in &security.supplemental_groups {
             add(number("linux.security_context.supplemental_groups", *id)?);
+        }
+        if groups.len() > GROUPS_MAX {
+            return Err(RequestError::Limit {
+                what: "the number of groups of the container's user",
+                limit: GROUPS_MAX,
+            });
         }
         let home = found.as_ref().map_or("", |entry| entry.home);
         let home = if home.starts_with('/') { home } else { "/" }.to_owned();
@@ -238,7 +239,10 @@ fn unknown(what: &'static str, name: &str, file: &'static str) -> RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsFd as _;
+
+    use rustix::fs::{FileType, Mode, OFlags};
 
     fn accounts() -> Accounts {
         Accounts {
@@ -359,6 +363,23 @@ mod tests {
             assert_eq!(e.kind(), wharf_types::Kind::Invalid);
             assert!(e.to_string().contains(word), "{e}");
         }
+    }
+
+    #[test]
+    fn more_groups_than_a_process_can_have_are_refused() {
+        let many = |count: usize| {
+            let lines = (1..=count).map(|n| format!("g{n}:x:{n}:web\n"));
+            Accounts {
+                group: lines.collect(),
+                ..accounts()
+            }
+        };
+        let account = many(GROUPS_MAX).resolve(&security(), "web").unwrap();
+        assert_eq!(account.user.groups.len(), GROUPS_MAX);
+        let e = many(GROUPS_MAX + 1)
+            .resolve(&security(), "web")
+            .unwrap_err();
+        assert!(e.to_string().contains("groups"), "{e}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The engine's doors: one method a verb. Each hands the request to the pod's driver and waits; a caller
-//! that goes away changes nothing.
+//! that goes away changes nothing, except that an exec whose output nobody waits for is killed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Over pods that are already driven; see [`crate::recover`].
+    /// Over pods that are already driven; see [`Engine::open`].
     pub(crate) fn new(pods: Pods, board: Arc<Board>) -> Self {
         Self { pods, board }
     }

@@ -1,4 +1,5 @@
-//! The pod's own files that its containers see: hosts, hostname, resolv.conf.
+//! The pod's own files that its containers see: hosts, hostname, resolv.conf. A container may write to
+//! them as much as it likes, so they lie on disk beside the pod's record, never in memory, and go with it.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -30,6 +30,8 @@ mod fake; // a world for tests
 #[cfg(test)]
 mod lifecycle; // what callers see
 #[cfg(test)]
+mod together; // what callers see when things happen beside each other
+#[cfg(test)]
 mod restart; // what callers see after a restart of the daemon
 
 pub use config::{EngineConfig, NetworkMode};

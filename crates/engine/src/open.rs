@@ -13,6 +13,7 @@ use crate::error::OpenError;
 use crate::machine::Machine;
 use crate::pod::recovered::Recovered;
 use crate::pods::Pods;
+use crate::world::World as _;
 
 impl Engine {
     /// Takes over the pods of the last daemon and is ready for new ones. Every living shim is asked
@@ -21,7 +22,7 @@ impl Engine {
     /// # Errors
     ///
     /// A directory cannot be made or read, or there are no control groups. A record that cannot be read
-    /// is logged and left where it is.
+    /// is logged, and what it stood for is taken down: nothing may run that nobody can list or stop.
     pub async fn open(
         config: EngineConfig,
         images: Images,
@@ -39,8 +40,7 @@ impl Engine {
         let board = Arc::new(Board::default());
         let pods = Pods::new(Arc::new(machine.clone()), board.clone());
         pods.recover(found).await;
-        // Now, while limits are those that this process was given: shims have them too. No reason to
-        // refuse what runs already.
+        // Ahead of the first pod; no reason to refuse what runs already.
         if let Err(failure) = machine.warm().await {
             tracing::warn!(error = %failure, "the zygote could not be started ahead");
         }
@@ -58,31 +58,18 @@ fn found(machine: &Machine) -> Result<Vec<Recovered>, OpenError> {
     };
     let mut found = Vec::new();
     let mut known = BTreeSet::new();
-    let mut broken = false;
     for pod in machine.records().load().map_err(failed)? {
-        for (id, e) in &pod.broken {
-            tracing::error!(container = %id, error = %wharf_types::chain(e), "unreadable record");
-            broken = true;
-        }
+        let own = machine.own_cgroup(&pod.id);
+        let pod = Recovered::of(pod, machine.boot(), own);
         known.extend(pod.containers.iter().map(|c| c.id.to_string()));
-        match pod.pod {
-            Ok(record) => found.push(Recovered {
-                record,
-                containers: pod.containers,
-            }),
-            Err(e) => {
-                tracing::error!(pod = %pod.id, error = %wharf_types::chain(&e), "unreadable record");
-                broken = true;
-            }
-        }
+        found.push(pod);
     }
-    // With an unreadable record it cannot be said whose a snapshot is.
     let orphans = machine
         .store()
         .snapshots()
         .into_iter()
         .filter(|key| !known.contains(key));
-    for key in orphans.filter(|key| !broken && key.len() == 64) {
+    for key in orphans.filter(|key| key.len() == 64) {
         if let Err(e) = machine.store().remove(&key) {
             tracing::warn!(key, error = %wharf_types::chain(&e), "a snapshot without a container");
         }

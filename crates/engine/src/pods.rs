@@ -11,7 +11,7 @@ use wharf_types::{ContainerId, Digest, Kind, PodId};
 use crate::board::{Board, Stage};
 use crate::container::slot::{Reply, step_error};
 use crate::error::RequestError;
-use crate::limits::{PODS_MAX, REQUESTS_PER_POD_MAX};
+use crate::limits::{LABELS_MAX, PODS_MAX, REQUESTS_PER_POD_MAX};
 use crate::pod::driver::{Driver, Surroundings};
 use crate::pod::recovered::Recovered;
 use crate::pod::request::{Request, Verb};
@@ -82,6 +82,7 @@ impl Pods {
     }
 
     pub(crate) async fn run(&self, spec: PodSpec) -> Result<PodId, RequestError> {
+        check_labels(spec.labels.len() + spec.annotations.len())?;
         loop {
             let (reply, answer) = oneshot::channel();
             let requests = self.begin(&spec)?;
@@ -239,6 +240,8 @@ impl Pods {
         spec: ContainerSpec,
     ) -> Result<ContainerId, RequestError> {
         let id = self.pod_id(pod)?;
+        let labels = spec.labels.len() + spec.annotations.len();
+        check_labels(labels + spec.image.annotations.len())?;
         let digest = spec.digest();
         let spec = Box::new(spec);
         let answer = self
@@ -333,6 +336,16 @@ impl Pods {
             .await;
         asked?.ok_or_else(|| unknown(&container))
     }
+}
+
+fn check_labels(count: usize) -> Result<(), RequestError> {
+    if count <= LABELS_MAX {
+        return Ok(());
+    }
+    Err(RequestError::Limit {
+        what: "the number of labels and annotations",
+        limit: LABELS_MAX,
+    })
 }
 
 fn unknown(id: &str) -> RequestError {

@@ -3,7 +3,8 @@
 //! ```text
 //! <root>/pods/<pod id>/pod.json               what was asked for, how far it came; survives a reboot
 //! <root>/pods/<pod id>/<container id>.json    the same for a container
-//! <state>/pods/<pod id>/                      what ends with the boot: sockets, sandbox files
+//! <root>/pods/<pod id>/hosts…                 the files that its containers see in /etc
+//! <state>/pods/<pod id>/                      what ends with the boot: sockets, process ids, plans
 //! ```
 //!
 //! Intent is recorded before the act. No fsync: a process's death loses nothing, and after a power
@@ -11,11 +12,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use wharf_types::{ContainerId, PodId};
+use wharf_types::{ContainerId, Kind, PodId};
 
-use crate::limits::RECORD_MAX;
+use crate::limits::{RECORD_FILE_MAX, RECORD_MAX};
 use crate::spec::{ContainerSpec, PodSpec, ResourceSpec};
 use crate::view::{ContainerFacts, NetworkView};
 
@@ -129,11 +131,95 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// The file is larger than any record of ours.
-    #[error("{path} is over the limit of {RECORD_MAX} bytes")]
+    #[error("{path} is over the limit of {RECORD_FILE_MAX} bytes")]
     TooBig {
         /// The file.
         path: PathBuf,
     },
+    /// What would be written could not be read again.
+    #[error(
+        "the record of {what} would have {size} bytes and is over the limit of {RECORD_MAX} bytes: \
+         use fewer or shorter labels, annotations, arguments and environment variables"
+    )]
+    Unreadable {
+        /// `pod <id>`, `container <id>`.
+        what: String,
+        /// Bytes of the record.
+        size: usize,
+    },
+}
+
+impl RecordError {
+    /// The class of the failure.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { source, .. } if wharf_store::is_full(source) => Kind::Exhausted,
+            Self::Io { .. } | Self::Malformed { .. } | Self::TooBig { .. } => Kind::Internal,
+            Self::Unreadable { .. } => Kind::Exhausted,
+        }
+    }
+}
+
+/// What is kept in a file of its own.
+trait Record: Serialize {
+    /// Its end is written into it: that must never be refused for its size.
+    fn has_ended(&self) -> bool;
+}
+
+impl Record for PodRecord {
+    fn has_ended(&self) -> bool {
+        self.phase == PodPhase::Stopped
+    }
+}
+
+impl Record for ContainerRecord {
+    fn has_ended(&self) -> bool {
+        self.exit.is_some()
+    }
+}
+
+impl PodRecord {
+    /// A pod whose record cannot be read: a start that nobody was answered, to be undone. Its cgroup is
+    /// its `own` unless one was `given`, which is not ours to remove.
+    pub fn unreadable(id: PodId, boot: String, own: String, given: Option<String>) -> Self {
+        let mut spec = PodSpec::default();
+        // No request can have this name.
+        spec.metadata.name = id.to_string();
+        spec.cgroup_parent = given.clone().unwrap_or_default();
+        let cgroup = given.unwrap_or(own);
+        Self {
+            version: VERSION,
+            id,
+            spec: Arc::new(spec),
+            created_at_ns: 0,
+            phase: PodPhase::Starting,
+            boot,
+            cgroup,
+            hostname: String::new(),
+            network: NetworkView::default(),
+            netns: None,
+        }
+    }
+}
+
+impl ContainerRecord {
+    /// A container whose record cannot be read: a creation that nobody was answered, to be undone.
+    pub fn unreadable(id: ContainerId, pod: PodId) -> Self {
+        let mut spec = ContainerSpec::default();
+        // No request can have this name.
+        spec.metadata.name = id.to_string();
+        Self {
+            version: VERSION,
+            id,
+            pod,
+            spec: Arc::new(spec),
+            created_at_ns: 0,
+            facts: None,
+            resources: ResourceSpec::default(),
+            started_at_ns: 0,
+            exit: None,
+        }
+    }
 }
 
 /// The directory of all records.
@@ -158,8 +244,9 @@ impl Records {
     ///
     /// # Errors
     ///
-    /// The file system refuses.
+    /// The file system refuses, or the record is over [`RECORD_MAX`].
     pub fn save_pod(&self, record: &PodRecord) -> Result<(), RecordError> {
+        let bytes = encode("pod", record.id.as_str(), record)?;
         let dir = self.pods.join(record.id.as_str());
         match std::fs::create_dir(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -167,17 +254,27 @@ impl Records {
             }
             _ => {}
         }
-        save(&dir.join("pod.json"), record)
+        save(&dir.join("pod.json"), &bytes)
     }
 
     /// Writes a container's record.
     ///
     /// # Errors
     ///
-    /// The file system refuses.
+    /// The file system refuses, or the record is over [`RECORD_MAX`].
     pub fn save_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        let bytes = encode("container", record.id.as_str(), record)?;
         let dir = self.pods.join(record.pod.as_str());
-        save(&dir.join(format!("{}.json", record.id)), record)
+        save(&dir.join(format!("{}.json", record.id)), &bytes)
+    }
+
+    /// Whether a container's record could be written, as far as its size goes.
+    ///
+    /// # Errors
+    ///
+    /// The record is over [`RECORD_MAX`].
+    pub fn check_container(record: &ContainerRecord) -> Result<(), RecordError> {
+        encode("container", record.id.as_str(), record).map(drop)
     }
 
     /// Removes a container's record; one that is gone is fine.
@@ -225,6 +322,11 @@ impl Records {
         let mut containers = Vec::new();
         let mut broken = Vec::new();
         for name in list(&dir) {
+            if name.ends_with(&format!(".{DRAFT}")) {
+                // Of a daemon that died over it.
+                std::fs::remove_file(dir.join(&name)).ok();
+                continue;
+            }
             let Some(id) = name
                 .strip_suffix(".json")
                 .and_then(|n| n.parse::<ContainerId>().ok())
@@ -269,30 +371,60 @@ fn list(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
+/// The bytes of a record that can be read again.
+fn encode<T: Record>(what: &str, id: &str, record: &T) -> Result<Vec<u8>, RecordError> {
     let bytes = serde_json::to_vec(record).map_err(|source| RecordError::Malformed {
-        path: path.to_owned(),
+        path: PathBuf::from(format!("{what} {id}")),
         source,
     })?;
-    let draft = path.with_extension("new");
+    let limit = match record.has_ended() {
+        true => RECORD_FILE_MAX,
+        false => RECORD_MAX,
+    };
+    if u64::try_from(bytes.len()).is_ok_and(|size| size <= limit) {
+        return Ok(bytes);
+    }
+    Err(RecordError::Unreadable {
+        what: format!("{what} {id}"),
+        size: bytes.len(),
+    })
+}
+
+/// Numbers drafts: two writers never have the same.
+static DRAFTS: AtomicU64 = AtomicU64::new(0);
+/// How a draft's name ends.
+const DRAFT: &str = "new";
+
+fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+    let draft = path.with_extension(format!("{number}.{DRAFT}"));
+    let saved = write(&draft, bytes)
+        .and_then(|()| std::fs::rename(&draft, path).map_err(io("rename", path)));
+    if saved.is_err() {
+        // What stays all the same is removed at the next start.
+        std::fs::remove_file(&draft).ok();
+    }
+    saved
+}
+
+fn write(draft: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();
     // Environments may hold secrets.
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&draft).map_err(io("create", &draft))?;
-    file.write_all(&bytes).map_err(io("write", &draft))?;
-    std::fs::rename(&draft, path).map_err(io("rename", path))
+    let mut file = options.open(draft).map_err(io("create", draft))?;
+    file.write_all(bytes).map_err(io("write", draft))
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecordError> {
     use std::io::Read as _;
     let file = std::fs::File::open(path).map_err(io("open", path))?;
     let mut bytes = Vec::new();
-    file.take(RECORD_MAX + 1)
+    file.take(RECORD_FILE_MAX + 1)
         .read_to_end(&mut bytes)
         .map_err(io("read", path))?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > RECORD_MAX {
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > RECORD_FILE_MAX {
         return Err(RecordError::TooBig {
             path: path.to_owned(),
         });
@@ -399,5 +531,51 @@ mod tests {
                 .iter()
                 .any(|l| matches!(l.pod, Err(RecordError::Malformed { .. })))
         );
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let p = pod(1);
+        records.save_pod(&p).unwrap();
+        let mut c = container(&p, 1);
+        records.save_container(&c).unwrap();
+        let size = usize::try_from(RECORD_MAX).unwrap();
+        let written = c.clone();
+        Arc::make_mut(&mut c.spec).log_path = "x".repeat(size);
+        let e = records.save_container(&c).unwrap_err();
+        assert_eq!(e.kind(), Kind::Exhausted);
+        assert!(e.to_string().contains(&RECORD_MAX.to_string()), "{e}");
+        assert_eq!(records.load().unwrap()[0].containers, [written]);
+        // How it ended has room in any record that could be written.
+        let over = serde_json::to_vec(&c).unwrap().len() - size;
+        Arc::make_mut(&mut c.spec).log_path.truncate(size - over);
+        records.save_container(&c).unwrap();
+        c.exit = Some(Exit::unseen(5, "gone"));
+        records.save_container(&c).unwrap();
+        assert_eq!(records.load().unwrap()[0].containers, [c]);
+    }
+
+    #[test]
+    fn writers_beside_each_other_leave_one_whole_record_and_no_drafts() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let p = pod(1);
+        records.save_pod(&p).unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let (records, mut c) = (&records, container(&p, 1));
+                let length = 1 << (10 + n);
+                Arc::make_mut(&mut c.spec).log_path = "x".repeat(length);
+                scope.spawn(move || (0..200).for_each(|_| records.save_container(&c).unwrap()));
+            }
+        });
+        let left = dir.path().join(format!("pods/{}/a.7.new", p.id));
+        std::fs::write(&left, b"of a daemon that died").unwrap();
+        let loaded = records.load().unwrap();
+        assert_eq!((loaded[0].containers.len(), loaded[0].broken.len()), (1, 0));
+        let files = list(left.parent().unwrap());
+        assert_eq!(files.len(), 2, "{files:?}");
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::fake::{Fake, SOON, container_spec, pod_spec};
 use crate::lifecycle::{MINUTE, ready, running, until_exited};
+use crate::pod::recovered::Recovered;
+use crate::record::Records;
 use crate::view::{ContainerState, PodState};
 
 #[tokio::test(start_paused = true)]
@@ -164,6 +166,70 @@ async fn a_pod_whose_shim_never_answers_again_can_be_removed() {
     engine.stop_pod(&pod).await.unwrap();
     let view = engine.container(&id).unwrap();
     assert_eq!((view.state, view.exit_code), (ContainerState::Exited, 137));
+    engine.remove_pod(&pod).await.unwrap();
+    assert!(fake.is_clean());
+}
+
+/// What a restart finds when these files of the records are no records.
+fn with_broken(fake: &Fake, files: &[String]) -> Vec<Recovered> {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Records::open(dir.path()).unwrap();
+    let holdings = fake.holdings();
+    for pod in holdings.pod_records.values() {
+        records.save_pod(pod).unwrap();
+    }
+    for container in holdings.container_records.values() {
+        records.save_container(container).unwrap();
+    }
+    for file in files {
+        std::fs::write(dir.path().join("pods").join(file), b"{").unwrap();
+    }
+    let loaded = records.load().unwrap().into_iter();
+    loaded
+        .map(|pod| Recovered::of(pod, "boot".to_owned(), "own".to_owned()))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_record_is_broken_does_not_run_on_unseen() {
+    let fake = Fake::new();
+    let (engine, pod, _) = running(&fake).await;
+    let other = engine.run_pod(pod_spec("b")).await.unwrap().to_string();
+    drop(engine);
+    let found = with_broken(&fake, &[format!("{pod}/pod.json")]);
+    let engine = fake.restarted_with(found).await;
+    while fake.holdings().pod_records.len() > 1 {
+        tokio::time::sleep(SOON).await;
+    }
+    assert!(fake.holdings().processes.is_empty());
+    assert_eq!(engine.pods().len(), 1);
+    assert_eq!(engine.pod(&other).unwrap().state, PodState::Ready);
+    engine.run_pod(pod_spec("a")).await.unwrap();
+    for pod in engine.pods() {
+        engine.remove_pod(pod.id.as_str()).await.unwrap();
+    }
+    assert!(fake.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_record_is_broken_does_not_run_on_unseen() {
+    let fake = Fake::new();
+    let (engine, pod, broken) = running(&fake).await;
+    let whole = engine
+        .create_container(&pod, container_spec("whole"))
+        .await
+        .unwrap()
+        .to_string();
+    drop(engine);
+    let found = with_broken(&fake, &[format!("{pod}/{broken}.json")]);
+    let engine = fake.restarted_with(found).await;
+    while fake.holdings().processes.len() > 1 {
+        tokio::time::sleep(SOON).await;
+    }
+    engine.container(&broken).unwrap_err();
+    engine.start_container(&whole).await.unwrap();
+    let again = engine.create_container(&pod, container_spec("c")).await;
+    again.unwrap();
     engine.remove_pod(&pod).await.unwrap();
     assert!(fake.is_clean());
 }

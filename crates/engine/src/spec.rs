@@ -436,7 +436,7 @@ pub struct SecuritySpec {
     pub readonly_paths: Vec<String>,
     /// seccomp; `None` is unconfined, unless the deprecated string says otherwise.
     pub seccomp: Option<ProfileSpec>,
-    /// AppArmor; `None` is the runtime's default, unless the deprecated string says otherwise.
+    /// AppArmor; `None` is unconfined, unless the deprecated string says otherwise.
     pub apparmor: Option<ProfileSpec>,
     /// The deprecated string form: counts when `seccomp` is `None`.
     pub seccomp_profile_path: String,

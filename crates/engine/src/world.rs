@@ -212,7 +212,8 @@ pub trait World: Send + Sync + 'static {
     /// Writes the record.
     fn save_pod(&self, pod: Arc<PodRecord>) -> Step<()>;
 
-    /// Writes the record, then makes the pod's directory, files, cgroup and listening socket.
+    /// Writes the record, then makes the pod's directories, files and listening socket. A cgroup comes with
+    /// the first container.
     fn prepare_pod(&self, pod: Arc<PodRecord>) -> Step<()>;
 
     /// Starts the shim, which makes the namespaces; from now on it tells `events` what happens.
@@ -239,7 +240,7 @@ pub trait World: Send + Sync + 'static {
     /// Writes the record.
     fn save_container(&self, record: Arc<ContainerRecord>) -> Step<()>;
 
-    /// Writes the record, and lets the container's program start.
+    /// Lets the container's program start.
     fn start_container(&self, container: ContainerRef) -> Step<()>;
 
     /// Sends a signal to the container's init.
@@ -255,13 +256,14 @@ pub trait World: Send + Sync + 'static {
     /// Removes everything of the container, its record last.
     fn remove_container(&self, container: ContainerRef) -> Step<()>;
 
-    /// Changes limits: all or none.
+    /// Changes limits: all or none. None when the record with them could not be written.
     fn update_container(&self, container: ContainerRef, resources: ResourceSpec) -> Step<()>;
 
     /// Continues the log in a new file.
     fn reopen_log(&self, container: ContainerRef) -> Step<()>;
 
-    /// Runs another process in the container and collects its output.
+    /// Runs another process in the container and collects its output. Given up, it kills what it has
+    /// started.
     fn exec_sync(&self, job: ExecJob) -> Step<ExecEnd>;
 }
 

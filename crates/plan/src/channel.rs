@@ -1,12 +1,12 @@
 //! One message with its descriptors over a `SOCK_SEQPACKET` socket.
 //!
 //! A short message is one datagram. A long one travels in a sealed memfd: the datagram then holds
-//! nothing but its length, and the memfd is the first descriptor.
+//! nothing but its length and id, and the memfd is the first descriptor.
 //!
 //! ```text
-//! byte 0      1..9                       descriptors
-//! 0  inline   the message                its own
-//! 1  memfd    length, little endian      memfd, then its own
+//! byte 0      1..                                  descriptors
+//! 0  inline   the message                          its own
+//! 1  memfd    length, id: 8 bytes, little endian   memfd, then its own
 //! ```
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,7 +17,7 @@ use prost::Message as _;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 
@@ -49,6 +49,12 @@ pub enum ChannelError {
     /// What was received is no message.
     #[error("received a malformed message: {0}")]
     Malformed(&'static str),
+    /// A message came without its descriptors (`MSG_CTRUNC`): this process may not open as many.
+    #[error("out of descriptors for message {id}: raise RLIMIT_NOFILE of its receiver")]
+    OutOfDescriptors {
+        /// The message's id, to answer it.
+        id: u64,
+    },
     /// The kernel refused.
     #[error("{call}")]
     Io {
@@ -70,6 +76,47 @@ fn io_error(call: &'static str, errno: Errno) -> ChannelError {
     }
 }
 
+/// A message as it travels, to be sent as often as it takes.
+#[derive(Debug)]
+pub struct Encoded {
+    form: u8,
+    /// The message, or what the memfd's form has in its place.
+    body: Vec<u8>,
+    memfd: Option<OwnedFd>,
+}
+
+impl Encoded {
+    /// Encodes `message`, that is to go with `fds`; its `fds` names are filled in here.
+    ///
+    /// # Errors
+    ///
+    /// `TooBig`, or no memfd can be made for a long message.
+    pub fn new(mut message: Message, fds: &Fds) -> Result<Self, ChannelError> {
+        message.fds = fds.names();
+        let body = message.encode_to_vec();
+        if body.len() > MESSAGE_MAX || fds.len() >= FDS_MAX {
+            return Err(ChannelError::TooBig {
+                bytes: body.len(),
+                fds: fds.len(),
+            });
+        }
+        if body.len() <= INLINE_MAX {
+            return Ok(Self {
+                form: INLINE,
+                body,
+                memfd: None,
+            });
+        }
+        let memfd = sealed_memfd(&body)?;
+        let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        Ok(Self {
+            form: MEMFD,
+            body: [length.to_le_bytes(), message.id.to_le_bytes()].concat(),
+            memfd: Some(memfd),
+        })
+    }
+}
+
 /// A connected `SOCK_SEQPACKET` socket that carries [`Message`]s.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
@@ -85,23 +132,23 @@ impl Channel {
     /// # Errors
     ///
     /// `WouldBlock` on a full non-blocking socket (nothing was sent), `Closed`, `TooBig`.
-    pub fn send(&self, mut message: Message, fds: &Fds) -> Result<(), ChannelError> {
-        message.fds = fds.names();
-        let body = message.encode_to_vec();
-        if body.len() > MESSAGE_MAX || fds.len() >= FDS_MAX {
-            return Err(ChannelError::TooBig {
-                bytes: body.len(),
-                fds: fds.len(),
-            });
-        }
+    pub fn send(&self, message: Message, fds: &Fds) -> Result<(), ChannelError> {
+        self.send_encoded(&Encoded::new(message, fds)?, fds)
+    }
+
+    /// Sends a message that was encoded for these `fds`.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` on a full non-blocking socket (nothing was sent), `Closed`.
+    pub fn send_encoded(&self, message: &Encoded, fds: &Fds) -> Result<(), ChannelError> {
         let mut borrowed = fds.borrowed();
-        if body.len() <= INLINE_MAX {
-            return self.send_parts(&[IoSlice::new(&[INLINE]), IoSlice::new(&body)], &borrowed);
+        if let Some(memfd) = &message.memfd {
+            borrowed.insert(0, memfd.as_fd());
         }
-        let memfd = sealed_memfd(&body)?;
-        borrowed.insert(0, memfd.as_fd());
-        let length = u64::try_from(body.len()).unwrap_or(u64::MAX).to_le_bytes();
-        self.send_parts(&[IoSlice::new(&[MEMFD]), IoSlice::new(&length)], &borrowed)
+        let form = [message.form];
+        let parts = [IoSlice::new(&form), IoSlice::new(&message.body)];
+        self.send_parts(&parts, &borrowed)
     }
 
     fn send_parts(
@@ -123,13 +170,20 @@ impl Channel {
         sent.map(drop).map_err(|e| io_error("sendmsg", e))
     }
 
-    /// Receives one message.
+    /// Receives one message. One thread at a time: another could take the message whose length
+    /// was just asked for.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` on an empty non-blocking socket, `Closed`, `Malformed`.
+    /// `WouldBlock` on an empty non-blocking socket, `Closed`, `Malformed`, `OutOfDescriptors`.
     pub fn receive(&self) -> Result<(Message, Fds), ChannelError> {
-        let mut buffer = vec![0; INLINE_MAX + 1];
+        // Most calls only find that nothing more is there: a buffer is made when its size is known.
+        let (_, waiting) = rustix::io::retry_on_intr(|| {
+            let none: &mut [u8] = &mut [];
+            rustix::net::recv(&self.0, none, RecvFlags::PEEK | RecvFlags::TRUNC)
+        })
+        .map_err(|e| io_error("recv", e))?;
+        let mut buffer = vec![0; waiting.clamp(1, INLINE_MAX + 1)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
@@ -146,14 +200,30 @@ impl Channel {
         if received.bytes == 0 {
             return Err(ChannelError::Closed);
         }
-        buffer.truncate(received.bytes);
-        let body = match (buffer[0], &buffer[1..]) {
-            (INLINE, _) => buffer.split_off(1),
-            (MEMFD, length) if !fds.is_empty() => read_memfd(&fds.remove(0), length)?,
+        if received.flags.contains(ReturnFlags::TRUNC) {
+            return Err(ChannelError::Malformed("a datagram over the limit"));
+        }
+        let cut = received.flags.contains(ReturnFlags::CTRUNC);
+        let read;
+        let body = match buffer.get(..received.bytes).and_then(<[u8]>::split_first) {
+            Some((&INLINE, body)) => body,
+            Some((&MEMFD, place)) => {
+                let (length, id) = place_of_long(place)?;
+                if cut {
+                    return Err(ChannelError::OutOfDescriptors { id });
+                }
+                let memfd = fds.drain(..fds.len().min(1)).next();
+                let memfd = memfd.ok_or(ChannelError::Malformed("the memfd is missing"))?;
+                read = read_memfd(&memfd, length)?;
+                &read
+            }
             _ => return Err(ChannelError::Malformed("unknown form")),
         };
-        let message = Message::decode(&*body)
+        let message = Message::decode(body)
             .map_err(|_undecodable| ChannelError::Malformed("not a message of this protocol"))?;
+        if cut {
+            return Err(ChannelError::OutOfDescriptors { id: message.id });
+        }
         let fds = Fds::from_parts(message.fds.clone(), fds).ok_or(ChannelError::Malformed(
             "descriptors and their names differ in number",
         ))?;
@@ -183,11 +253,16 @@ fn sealed_memfd(body: &[u8]) -> Result<OwnedFd, ChannelError> {
     Ok(fd)
 }
 
-fn read_memfd(fd: &OwnedFd, length: &[u8]) -> Result<Vec<u8>, ChannelError> {
-    let length: [u8; 8] = length
-        .try_into()
-        .map_err(|_short| ChannelError::Malformed("length is not 8 bytes"))?;
-    let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+/// Length and id of a message that lies in a memfd.
+fn place_of_long(place: &[u8]) -> Result<(usize, u64), ChannelError> {
+    let ([length, id], []) = place.as_chunks::<8>() else {
+        return Err(ChannelError::Malformed("length and id are not 16 bytes"));
+    };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    Ok((length, u64::from_le_bytes(*id)))
+}
+
+fn read_memfd(fd: &OwnedFd, length: usize) -> Result<Vec<u8>, ChannelError> {
     if length > MESSAGE_MAX {
         return Err(ChannelError::TooBig {
             bytes: length,
@@ -264,6 +339,31 @@ mod tests {
             Err(ChannelError::TooBig { .. })
         ));
         assert!(matches!(b.receive(), Err(ChannelError::WouldBlock)));
+    }
+
+    #[test]
+    fn a_datagram_over_the_limit_is_skipped() {
+        let (a, b) = pair();
+        rustix::net::send(&a, &vec![0; INLINE_MAX + 2], SendFlags::empty()).unwrap();
+        assert!(matches!(b.receive(), Err(ChannelError::Malformed(_))));
+        assert!(matches!(b.receive(), Err(ChannelError::WouldBlock)));
+    }
+
+    #[test]
+    fn what_was_encoded_once_can_be_sent_again() {
+        let (a, b) = pair();
+        for size in [10, 1_000_000] {
+            let (_, writer) = rustix::pipe::pipe().unwrap();
+            let mut fds = Fds::new();
+            fds.push("out", writer);
+            let encoded = Encoded::new(warning(size), &fds).unwrap();
+            for _ in 0..2 {
+                a.send_encoded(&encoded, &fds).unwrap();
+                let (message, fds) = b.receive().unwrap();
+                assert_eq!(message.body, warning(size).body);
+                assert!(fds.get("out").is_some());
+            }
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod message; // requests, replies, events
 pub mod fds; // descriptors by name
 pub mod channel; // one message with its descriptors over SOCK_SEQPACKET
 
-pub use channel::{Channel, ChannelError};
+pub use channel::{Channel, ChannelError, Encoded};
 pub use fds::Fds;
 
 /// The version of plan and messages that this build speaks.

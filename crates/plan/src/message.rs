@@ -71,7 +71,9 @@ pub enum Body {
     /// Everything that the shim holds. Reply: [`ShimState`].
     #[prost(message, tag = "19")]
     GetState(GetState),
-    /// Kill what is left and end the shim. Reply: [`Done`], then the connection closes.
+    /// Kill what is left and end the shim. Reply: [`Done`], or a [`Failure`] that names the processes
+    /// that did not end; either way the shim ends then and the connection closes. A [`Failure`] before
+    /// anything was waited for (a process could not be signalled) leaves the shim as it is.
     #[prost(message, tag = "20")]
     Shutdown(Shutdown),
     /// Close the container's stdin. Reply: [`Done`].

@@ -23,6 +23,7 @@ pub use mounts::BindSource;
 pub use namespaces::NamespacePath;
 pub use process::{ProcessOptions, process_plan};
 pub use resources::{CgroupRequest, limits};
+pub use sysctl::refuse_in_host;
 
 /// What the caller knows beside the document.
 #[derive(Debug, Clone, Default)]

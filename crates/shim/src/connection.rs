@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use wharf_plan::message::{Body, Failure, Message};
-use wharf_plan::{Channel, ChannelError, Fds};
+use wharf_plan::{Channel, ChannelError, Encoded, Fds};
 
 use crate::failure;
 use crate::limits::QUEUE_MAX;
@@ -17,7 +17,7 @@ pub(crate) struct Connection {
     channel: Channel,
     /// It has said `Hello`, so it gets events.
     pub(crate) greeted: bool,
-    queue: VecDeque<(Message, Fds)>,
+    queue: VecDeque<(Encoded, Fds)>,
     broken: bool,
 }
 
@@ -63,6 +63,11 @@ impl Connection {
                     let failure = failure::invalid("receive", why.to_string());
                     self.reply(0, Body::Failed(failure), Fds::new());
                 }
+                Err(ChannelError::OutOfDescriptors { id }) => {
+                    let why = "out of descriptors: raise RLIMIT_NOFILE";
+                    let errno = Errno::MFILE.raw_os_error();
+                    self.fail(id, failure::step("receive", why, errno));
+                }
                 Err(_) => self.broken = true,
             }
         }
@@ -87,8 +92,24 @@ impl Connection {
     }
 
     /// Sends or queues a message. A client whose queue is full is cut off.
-    pub(crate) fn send(&mut self, message: Message, fds: Fds) {
-        self.queue.push_back((message, fds));
+    pub(crate) fn send(&mut self, message: Message, mut fds: Fds) {
+        let id = message.id;
+        let encoded = Encoded::new(message, &fds).or_else(|why| {
+            // Only a reply can be as long; its client must not wait for ever.
+            fds = Fds::new();
+            let body = Some(Body::Failed(failure::invalid("reply", why.to_string())));
+            let message = Message {
+                id,
+                fds: Vec::new(),
+                body,
+            };
+            Encoded::new(message, &fds)
+        });
+        let Ok(encoded) = encoded else {
+            self.broken = true;
+            return;
+        };
+        self.queue.push_back((encoded, fds));
         self.flush();
         if self.queue.len() > QUEUE_MAX {
             self.broken = true;
@@ -97,16 +118,10 @@ impl Connection {
 
     /// Sends what is queued, as far as the client reads it.
     pub(crate) fn flush(&mut self) {
-        while let Some((message, fds)) = self.queue.front_mut() {
-            match self.channel.send(message.clone(), fds) {
+        while let Some((message, fds)) = self.queue.front() {
+            match self.channel.send_encoded(message, fds) {
                 Ok(()) => {}
                 Err(ChannelError::WouldBlock) => return,
-                Err(why @ ChannelError::TooBig { .. }) => {
-                    // Only a reply can be that long; its client must not wait for ever.
-                    message.body = Some(Body::Failed(failure::invalid("reply", why.to_string())));
-                    *fds = Fds::new();
-                    continue;
-                }
                 Err(_) => {
                     self.broken = true;
                     return;

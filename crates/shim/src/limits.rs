@@ -51,6 +51,8 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 pub(crate) const UNHEARD: Duration = Duration::from_secs(30);
 /// How long `Shutdown` waits for killed processes to be gone.
 pub(crate) const STOPPING: Duration = Duration::from_secs(10);
+/// Processes that the answer to `Shutdown` names when they are left.
+pub(crate) const LEFT_NAMED_MAX: usize = 8;
 
 /// Size of a pod's /dev/shm, in the words of tmpfs.
 pub(crate) const SHM_SIZE: &str = "67108864";

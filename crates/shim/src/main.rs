@@ -25,6 +25,10 @@ use std::process::ExitCode;
 use zygote::{Ended, complain};
 
 fn main() -> ExitCode {
+    if let Err(error) = wharf_runtime::launch::own_copy::ensure(c"wharf-shim") {
+        complain(&error);
+        return ExitCode::FAILURE;
+    }
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(error) => {

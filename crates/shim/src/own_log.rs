@@ -1,4 +1,4 @@
-//! Lines of the shim's and the zygote's own log: one JSON object each.
+//! Lines of the shim's own log: one JSON object each.
 
 use std::fmt::Write as _;
 

@@ -224,6 +224,12 @@ fn check_sysctls(own: Own, sysctls: &[SysctlPlan]) -> Result<(), Failure> {
     if sysctls.len() > SYSCTLS_MAX || sysctls.iter().any(too_long) {
         return Err(failure::invalid("sysctl", "too many or too long"));
     }
+    // `covers` goes by the beginning of the path: it has to be the path that the kernel walks.
+    let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    if let Some(bad) = sysctls.iter().find(|s| !s.path.split('/').all(is_name)) {
+        let why = format!("{:?} is not the name of a kernel parameter", bad.path);
+        return Err(failure::invalid("sysctl", why));
+    }
     match sysctls.iter().find(|s| !own.covers(&s.path)) {
         None => Ok(()),
         Some(SysctlPlan { path, .. }) => Err(failure::invalid(
@@ -268,6 +274,35 @@ mod tests {
         ] {
             let failure = check_sysctls(own, &[plan(host)]).unwrap_err();
             assert!(failure.object.contains(host));
+        }
+    }
+
+    #[test]
+    fn no_spelling_leads_out_of_the_pods_own_parameters() {
+        let own = Own {
+            network: true,
+            ipc: true,
+            uts: true,
+            pid: true,
+        };
+        let check = |path: &str| {
+            let path = path.to_owned();
+            let value = "1".to_owned();
+            check_sysctls(own, &[SysctlPlan { path, value }])
+        };
+        check("net/ipv4/conf/eno2.100/rp_filter").unwrap();
+        for bad in [
+            "net/../kernel/panic",
+            "kernel/shm/../panic",
+            "fs/mqueue/../../vm/swappiness",
+            "net/./core/somaxconn",
+            "net//core/somaxconn",
+            "net/",
+            "/net/core/somaxconn",
+            "net/core\0",
+            "",
+        ] {
+            assert!(check(bad).is_err(), "{bad:?}");
         }
     }
 

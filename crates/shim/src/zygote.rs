@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, WaitOptions, pidfd_open, wait};
+use rustix::process::{PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait};
 use wharf_plan::message::{Body, Done, Failure, Hello, MakeShim, ShimMade, Welcome};
 use wharf_plan::{Fds, PROTOCOL, PROTOCOL_OLDEST};
 use wharf_sys::fork::{Fork, claim_inherited, fork};
@@ -78,7 +78,6 @@ fn claim(flag: &'static str, number: u32) -> Result<OwnedFd, ZygoteError> {
 
 struct Zygote {
     listener: OwnedFd,
-    log: Option<OwnedFd>,
     children: OwnedFd,
     connections: BTreeMap<u64, Connection>,
     last_number: u64,
@@ -114,11 +113,9 @@ pub(crate) fn run(args: &Args) -> Result<Ended, ZygoteError> {
     mounts::leave_the_host().map_err(ZygoteError::Mounts)?;
     silence(log.as_ref()).map_err(call("dup2"))?;
     rustix::io::ioctl_fionbio(&listener, true).map_err(call("ioctl(FIONBIO)"))?;
-    let children = wharf_sys::fork::child_ends()
-        .map_err(|e| call("signalfd")(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    let children = wharf_sys::signal::child_ends().map_err(call("signalfd"))?;
     let mut zygote = Zygote {
         listener,
-        log,
         children,
         connections: BTreeMap::new(),
         last_number: 0,
@@ -229,18 +226,8 @@ impl Zygote {
             };
             match answer {
                 Ok((body, fds)) => connection.reply(id, body, fds),
-                Err(failure) => {
-                    if let Some(log) = &self.log {
-                        let text = format!(
-                            "{} {} (errno {})",
-                            failure.step, failure.object, failure.errno
-                        );
-                        let line = crate::own_log::line("warning", "", &text);
-                        // The zygote has nothing better to do with a log that cannot be written.
-                        let _lost = rustix::io::write(log, format!("{line}\n").as_bytes());
-                    }
-                    connection.fail(id, failure);
-                }
+                // Whoever asked logs it: this one thread makes every pod, and a disk can stall.
+                Err(failure) => connection.fail(id, failure),
             }
         }
         None
@@ -298,8 +285,11 @@ fn make_shim(request: MakeShim, mut fds: Fds) -> Result<Made, Failure> {
         }
         Fork::Parent(pid) => {
             // It is our child and not reaped before the next turn, so the number is still its own.
-            let pidfd = pidfd_open(pid, PidfdFlags::empty())
-                .map_err(failure::errno("pidfd_open", &request.pod_id))?;
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+                // Nobody would know of it. It can only have ended, and that is as good.
+                let _ended = kill_process(pid, Signal::KILL);
+                failure::errno("pidfd_open", &request.pod_id)(errno)
+            })?;
             let mut fds = Fds::new();
             fds.push("pidfd", pidfd);
             let pid = u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);

@@ -11,26 +11,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
 
 use crate::call::answer;
-
-/// New mount namespace.
-pub const NEWNS: u64 = 0x0002_0000;
-/// New cgroup namespace.
-pub const NEWCGROUP: u64 = 0x0200_0000;
-/// New UTS namespace.
-pub const NEWUTS: u64 = 0x0400_0000;
-/// New IPC namespace.
-pub const NEWIPC: u64 = 0x0800_0000;
-/// New user namespace.
-pub const NEWUSER: u64 = 0x1000_0000;
-/// New PID namespace.
-pub const NEWPID: u64 = 0x2000_0000;
-/// New network namespace.
-pub const NEWNET: u64 = 0x4000_0000;
-/// All of them.
-pub const NAMESPACES: u64 = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET;
+pub use crate::namespace::{NAMESPACES, NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEWUTS};
 
 const PIDFD: u64 = 0x0000_1000;
-const PARENT: u64 = 0x0000_8000;
 /// Signal handlers of the parent become default actions: none of its code can run in the child.
 const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -42,9 +25,6 @@ pub struct How<'fd> {
     pub namespaces: u64,
     /// Directory of a cgroup2 that the child is born in: no migration, which costs milliseconds.
     pub cgroup: Option<BorrowedFd<'fd>>,
-    /// The child is the caller's sibling: their common parent gets its end's signal (the one that it
-    /// gets at the caller's own end) and waits for it, not the caller (`CLONE_PARENT`).
-    pub sibling: bool,
 }
 
 /// A child that was made.
@@ -73,7 +53,7 @@ struct CloneArgs {
 }
 
 /// Makes a child that runs `child(data)` and ends with the status that it returns; its parent gets
-/// `SIGCHLD` (a sibling's: see [`How::sibling`]). `data` is the child's own copy: what it changes there, the parent does not see.
+/// `SIGCHLD`. `data` is the child's own copy: what it changes there, the parent does not see.
 ///
 /// `child` may use only system calls and memory that exists already (see the module). It never comes
 /// back into the parent's frames: a panic in it ends it with status 255.
@@ -92,18 +72,9 @@ pub fn clone3<T>(how: &How<'_>, data: &mut T, child: fn(&mut T) -> i32) -> Resul
         .cgroup
         .map(|fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0));
     let args = CloneArgs {
-        flags: how.namespaces
-            | PIDFD
-            | CLEAR_SIGHAND
-            | cgroup.map_or(0, |_| INTO_CGROUP)
-            | if how.sibling { PARENT } else { 0 },
+        flags: how.namespaces | PIDFD | CLEAR_SIGHAND | cgroup.map_or(0, |_| INTO_CGROUP),
         pidfd: u64::try_from((&raw mut pidfd).addr()).unwrap_or(0),
-        // With CLONE_PARENT the kernel takes the caller's, and wants none here.
-        exit_signal: if how.sibling {
-            0
-        } else {
-            u64::try_from(libc::SIGCHLD).unwrap_or(0)
-        },
+        exit_signal: u64::try_from(libc::SIGCHLD).unwrap_or(0),
         cgroup: cgroup.unwrap_or(0),
         ..CloneArgs::default()
     };
@@ -132,8 +103,7 @@ impl Drop for Barrier {
     }
 }
 
-/// Ends the process with what `child` says, also when it unwinds.
-pub(crate) fn run<T>(data: &mut T, child: fn(&mut T) -> i32) -> ! {
+fn run<T>(data: &mut T, child: fn(&mut T) -> i32) -> ! {
     let _barrier = Barrier;
     crate::process::exit(child(data))
 }
@@ -184,29 +154,6 @@ mod tests {
         }
         let child = clone3(&How::default(), &mut (), |()| panic!("in the child"));
         assert_eq!(status(&child.unwrap()), Some(255));
-    }
-
-    #[test]
-    fn a_sibling_is_waited_for_by_the_common_parent() {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let mut data = (writer, 0);
-        let child = clone3(&How::default(), &mut data, |(writer, _)| {
-            let how = How {
-                sibling: true,
-                ..How::default()
-            };
-            let Ok(sibling) = clone3(&how, &mut (), |()| 7) else {
-                return 1;
-            };
-            let written = rustix::io::write(writer, &sibling.pid.to_ne_bytes());
-            i32::from(written != Ok(4))
-        });
-        assert_eq!(status(&child.unwrap()), Some(0));
-        let mut pid = [0; 4];
-        rustix::io::read(reader, &mut pid).unwrap();
-        let pid = rustix::process::Pid::from_raw(i32::from_ne_bytes(pid));
-        let ended = waitid(WaitId::Pid(pid.unwrap()), WaitIdOptions::EXITED);
-        assert_eq!(ended.unwrap().unwrap().exit_status(), Some(7));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! A new program in this process: `execve(2)` with arguments that were prepared before a fork.
 
 use std::ffi::{CStr, CString, NulError};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
-use crate::call::answer_int;
+use crate::call::{answer, answer_int};
 
 /// Arguments and environment of a program, as arrays that the kernel reads as they are.
 pub struct Image {
@@ -71,11 +72,38 @@ impl Image {
         };
         answer_int(rc).err().unwrap_or(Errno::NOEXEC)
     }
+
+    /// Becomes the program in `file` (`execveat(2)` without a path); comes back only when that failed.
+    /// `file` may be close-on-exec, but then not a script.
+    #[must_use]
+    pub fn execute_file(&self, file: BorrowedFd<'_>) -> Errno {
+        // SAFETY: the path is terminated, both arrays end with null and point to terminated strings
+        // that `self` owns; the descriptor is borrowed for the call.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                file.as_raw_fd(),
+                c"".as_ptr(),
+                self.args.pointers.as_ptr(),
+                self.env.pointers.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        answer(rc).err().unwrap_or(Errno::NOEXEC)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_program_is_not_executed() {
+        let image = Image::new(&[b"x".to_vec()], &[]).unwrap();
+        let directory = std::fs::File::open("/").unwrap();
+        let errno = image.execute_file(std::os::fd::AsFd::as_fd(&directory));
+        assert_eq!(errno, Errno::ACCESS);
+    }
 
     #[test]
     fn a_missing_program_is_said() {

@@ -10,6 +10,7 @@
 
 mod call; // system calls by number, and their answers
 pub mod random; // getrandom(2)
+mod namespace; // kinds of namespaces, by number
 pub mod mount; // mount_setattr(2), mount ids
 pub mod signal; // dispositions and masks, as a new program expects them
 pub mod process; // limits, labels and descriptors of the calling process

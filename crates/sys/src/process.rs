@@ -156,7 +156,7 @@ pub fn is_open(number: i32) -> bool {
 /// `EINVAL` for other flags, `EPERM` without `CAP_SYS_ADMIN`, `ENOSPC` over a limit of namespaces.
 pub fn unshare(namespaces: u64) -> Result<(), Errno> {
     let flags = i32::try_from(namespaces).map_err(|_too_big| Errno::INVAL)?;
-    if namespaces & !crate::clone::NAMESPACES != 0 {
+    if namespaces & !crate::namespace::NAMESPACES != 0 {
         return Err(Errno::INVAL);
     }
     // SAFETY: takes an integer; without CLONE_FILES and CLONE_VM nothing that Rust relies on changes.

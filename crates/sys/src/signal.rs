@@ -1,11 +1,10 @@
 //! Signals: what a new program expects to find, and waiting for signals without handlers.
 
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::call::{answer, answer_int};
+use crate::call::answer;
 
 /// The kernel's `sigset_t`: bit n - 1 is signal n.
 type KernelSet = u64;
@@ -45,7 +44,7 @@ pub fn reset() -> Result<(), Errno> {
         };
         answer(rc)?;
     }
-    set_mask(0)
+    change_mask(libc::SIG_SETMASK, 0)
 }
 
 /// Blocks all signals of this thread (`SIGKILL` and `SIGSTOP` cannot be).
@@ -54,16 +53,34 @@ pub fn reset() -> Result<(), Errno> {
 ///
 /// None that a correct kernel gives.
 pub fn block_all() -> Result<(), Errno> {
-    set_mask(KernelSet::MAX)
+    change_mask(libc::SIG_SETMASK, KernelSet::MAX)
 }
 
-fn set_mask(mask: KernelSet) -> Result<(), Errno> {
+/// Blocks `SIGCHLD` in the calling thread (and those that it starts) and gives its [`descriptor`]:
+/// readable when a child has ended.
+///
+/// # Errors
+///
+/// As [`descriptor`].
+pub fn child_ends() -> Result<OwnedFd, Errno> {
+    change_mask(libc::SIG_BLOCK, set(&[libc::SIGCHLD]))?;
+    descriptor(&[libc::SIGCHLD])
+}
+
+fn set(signals: &[i32]) -> KernelSet {
+    signals.iter().fold(0, |set, signal| {
+        let bit = u32::try_from(signal - 1).unwrap_or(KernelSet::BITS);
+        set | 1_u64.checked_shl(bit).unwrap_or(0)
+    })
+}
+
+fn change_mask(how: libc::c_int, mask: KernelSet) -> Result<(), Errno> {
     // SAFETY: the mask lives during the call and has the size that is passed; a null old mask is
     // allowed.
     let rc = unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
+            how,
             &raw const mask,
             std::ptr::null::<u8>(),
             size_of::<KernelSet>(),
@@ -79,10 +96,7 @@ fn set_mask(mask: KernelSet) -> Result<(), Errno> {
 ///
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
 pub fn descriptor(signals: &[i32]) -> Result<OwnedFd, Errno> {
-    let mask = signals.iter().fold(0, |mask: KernelSet, signal| {
-        let bit = u32::try_from(signal - 1).unwrap_or(KernelSet::BITS);
-        mask | 1_u64.checked_shl(bit).unwrap_or(0)
-    });
+    let mask = set(signals);
     // SAFETY: the mask lives during the call and has the size that is passed.
     let fd = unsafe {
         libc::syscall(
@@ -131,23 +145,12 @@ pub fn send(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
     answer(rc).map(drop)
 }
 
-/// Whether this process ignores `signal`.
-///
-/// # Errors
-///
-/// `EINVAL` for an unknown number.
-pub fn is_ignored(signal: i32) -> Result<bool, Errno> {
-    let mut old = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: a null new action changes nothing; `old` is writable and of the right type.
-    answer_int(unsafe { libc::sigaction(signal, std::ptr::null(), old.as_mut_ptr()) })?;
-    // SAFETY: sigaction has succeeded, so `old` is filled.
-    let old = unsafe { old.assume_init() };
-    Ok(old.sa_sigaction == libc::SIG_IGN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clone::{How, clone3};
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
 
     #[test]
     fn a_blocked_signal_comes_out_of_the_descriptor() {
@@ -164,5 +167,36 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn the_signal_of_an_ended_child_makes_the_descriptor_readable() {
+        // In a thread of its own, to which the signal is sent: the mask is the thread's, and a real
+        // child's would go to another thread of the test.
+        let readable = std::thread::spawn(|| {
+            let ends = child_ends().unwrap();
+            // SAFETY: takes nothing.
+            let this = unsafe { libc::pthread_self() };
+            // SAFETY: this thread lives, and SIGCHLD is blocked in it.
+            unsafe { libc::pthread_kill(this, libc::SIGCHLD) };
+            poll(&mut [PollFd::new(&ends, PollFlags::IN)], None).unwrap()
+        });
+        assert_eq!(readable.join().unwrap(), 1);
+    }
+
+    #[test]
+    fn real_time_signals_can_be_sent() {
+        let child = clone3(&How::default(), &mut (), |()| {
+            loop {
+                // SAFETY: waits for a signal.
+                unsafe { libc::pause() };
+            }
+        });
+        let child = child.unwrap();
+        send(&child.pidfd, 40).unwrap();
+        let id = WaitId::PidFd(child.pidfd.as_fd());
+        let status = waitid(id, WaitIdOptions::EXITED).unwrap().unwrap();
+        assert_eq!(status.terminating_signal(), Some(40));
+        assert_eq!(send(&child.pidfd, 40), Err(Errno::SRCH));
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, prlimit};
 
 /// Where descriptors are put before they get their final numbers, so that none covers another.
 const ABOVE: i32 = 64;
@@ -20,6 +20,7 @@ pub struct Program<'fd> {
     env: Vec<CString>,
     fds: Vec<(BorrowedFd<'fd>, i32)>,
     own_session: bool,
+    open_files: Option<u64>,
 }
 
 /// A started program.
@@ -48,6 +49,7 @@ impl<'fd> Program<'fd> {
             env: strings(env)?,
             fds: Vec::new(),
             own_session: false,
+            open_files: None,
         })
     }
 
@@ -66,11 +68,19 @@ impl<'fd> Program<'fd> {
         self
     }
 
+    /// The program gets this soft limit of open files (`RLIMIT_NOFILE`) instead of ours; never more than
+    /// our hard limit. It is set when the program has begun, so that it may open more in its first moment.
+    #[must_use]
+    pub fn open_files(mut self, soft: u64) -> Self {
+        self.open_files = Some(soft);
+        self
+    }
+
     /// Starts it. Allocates: not for a forked child.
     ///
     /// # Errors
     ///
-    /// What `execve(2)`, `clone(2)` or `dup2(2)` say.
+    /// What `execve(2)`, `clone(2)`, `dup2(2)` or, when the program runs already, `prlimit(2)` say.
     pub fn spawn(&self) -> io::Result<Started> {
         let high = self
             .fds
@@ -86,6 +96,14 @@ impl<'fd> Program<'fd> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
         // Nobody else waits for this child, so its number cannot be used again before we do.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        if let Some(soft) = self.open_files {
+            let hard = getrlimit(Resource::Nofile).maximum;
+            let limit = Rlimit {
+                current: Some(hard.map_or(soft, |hard| soft.min(hard))),
+                maximum: hard,
+            };
+            prlimit(Some(pid), Resource::Nofile, limit)?;
+        }
         Ok(Started {
             pid: u32::try_from(pid.as_raw_nonzero().get()).map_err(io::Error::other)?,
             pidfd,
@@ -214,6 +232,31 @@ mod tests {
         let id = WaitId::PidFd(started.pidfd.as_fd());
         let end = waitid(id, WaitIdOptions::EXITED).unwrap().unwrap();
         assert_eq!(end.exit_status(), Some(0));
+    }
+
+    #[test]
+    fn a_program_gets_the_limit_of_open_files_that_it_is_given() {
+        let ours = getrlimit(Resource::Nofile);
+        let (mut out, writer) = io::pipe().unwrap();
+        let (reader, go) = io::pipe().unwrap();
+        let script: &[u8] = b"read line; ulimit -Sn; ulimit -Hn";
+        let started = Program::new(b"/bin/sh", &[b"sh", b"-c", script], &[])
+            .unwrap()
+            .fd(reader.as_fd(), 0)
+            .fd(writer.as_fd(), 1)
+            .open_files(77)
+            .spawn()
+            .unwrap();
+        drop((reader, writer, go));
+        let mut said = String::new();
+        out.read_to_string(&mut said).unwrap();
+        let hard = ours
+            .maximum
+            .map_or("unlimited".to_owned(), |n| n.to_string());
+        assert_eq!(said, format!("77\n{hard}\n"));
+        assert_eq!(getrlimit(Resource::Nofile), ours);
+        let id = WaitId::PidFd(started.pidfd.as_fd());
+        waitid(id, WaitIdOptions::EXITED).unwrap();
     }
 
     #[test]

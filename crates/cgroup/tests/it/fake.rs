@@ -1,8 +1,10 @@
 //! Limits of cgroup v2 as they come to lie in files, in a directory that looks like one.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, Mode, OFlags};
 use wharf_cgroup::{CgroupError, Cgroups, Limits};
 
 /// A tree with one cgroup `wharf/c` whose files are there, as the kernel would make them.
@@ -91,6 +93,68 @@ fn a_failed_update_leaves_every_value_as_it_was() {
     assert!(message.contains("memory.peculiar"), "{message}");
     assert_eq!(read(tree.path(), "memory.max").trim(), "max");
     assert_eq!(read(tree.path(), "pids.max").trim(), "max");
+}
+
+#[test]
+fn devices_that_are_refused_take_the_other_limits_back() {
+    let tree = tree(&["pids.max"]);
+    let cgroups = Cgroups::unified(tree.path(), &CONTROLLERS);
+    let cgroup = cgroups.open("wharf/c").unwrap();
+    let limits = Limits {
+        pids: Some(3),
+        // No program can be attached to a plain directory.
+        devices: Some(Vec::new()),
+        ..Limits::default()
+    };
+    cgroup.update(&limits).unwrap_err();
+    assert_eq!(read(tree.path(), "pids.max").trim(), "max");
+}
+
+/// Makes directories one in the other, beyond what a path can name; gives the deepest.
+fn nest(top: &Path, levels: usize) -> OwnedFd {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(top, flags, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&at, "nested-cgroup", Mode::from_raw_mode(0o755)).unwrap();
+        at = rustix::fs::openat(&at, "nested-cgroup", flags, Mode::empty()).unwrap();
+    }
+    at
+}
+
+#[test]
+fn cgroups_that_a_container_nested_deeply_are_found_and_removed() {
+    let tree = tempfile::tempdir().unwrap();
+    let top = tree.path().join("wharf");
+    fs::create_dir(&top).unwrap();
+    for beside in ["a", "b", "b/c"] {
+        fs::create_dir(top.join(beside)).unwrap();
+    }
+    let deepest = nest(&top, 1000);
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    let procs = rustix::fs::openat(&deepest, "cgroup.procs", flags, Mode::from_raw_mode(0o644));
+    rustix::io::write(procs.unwrap(), b"17\n").unwrap();
+    let cgroup = Cgroups::unified(tree.path(), &CONTROLLERS)
+        .open("wharf")
+        .unwrap();
+    assert_eq!(cgroup.processes().unwrap(), [17]);
+    rustix::fs::unlinkat(&deepest, "cgroup.procs", AtFlags::empty()).unwrap();
+    cgroup.remove().unwrap();
+    assert!(!top.exists());
+}
+
+#[test]
+fn more_cgroups_than_are_searched_are_an_error() {
+    let tree = tempfile::tempdir().unwrap();
+    let top = tree.path().join("wharf");
+    for n in 0..16 * 1024 {
+        fs::create_dir_all(top.join(format!("{n}"))).unwrap();
+    }
+    let cgroup = Cgroups::unified(tree.path(), &CONTROLLERS)
+        .open("wharf")
+        .unwrap();
+    let error = cgroup.remove().unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("more than 16384"), "{source}");
 }
 
 #[test]

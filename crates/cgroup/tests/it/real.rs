@@ -436,6 +436,50 @@ fn only_listed_devices_can_be_opened_on_v2() {
     only_listed_devices_can_be_opened(Cgroups::without_v1);
 }
 
+#[test]
+fn devices_that_are_refused_take_the_memory_limits_of_v1_back() {
+    let Some(place) = Place::new(|c| Cgroups::legacy(c.v1().to_vec())) else {
+        return;
+    };
+    let null = rule(true, DeviceKind::Char, 1, 3);
+    let zero = rule(true, DeviceKind::Char, 1, 5);
+    let mut limits = Limits {
+        devices: Some(vec![null]),
+        ..Limits::default()
+    };
+    let _parent = place.cgroups.create(&place.name, &limits).unwrap();
+    let cgroup = place.create(&Limits::default()).unwrap();
+    limits.oom_kill_disable = true;
+    limits.devices = Some(vec![null, zero]); // more than the parent has
+    let error = cgroup.update(&limits).unwrap_err();
+    assert!(error.to_string().contains("devices"), "{error}");
+    let memory = place.cgroups.v1().iter();
+    let memory = memory
+        .filter(|h| h.controllers.iter().any(|c| c == "memory"))
+        .map(|h| h.mountpoint.join(&place.name).join("c/memory.oom_control"));
+    for file in memory {
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.starts_with("oom_kill_disable 0\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_process_in_a_deeply_nested_cgroup_of_v1_is_killed() {
+    let Some(place) = Place::new(|c| Cgroups::legacy(c.v1().to_vec())) else {
+        return;
+    };
+    let cgroup = place.create(&Limits::default()).unwrap();
+    let deep = format!("{}{}", place.path(), "/nested".repeat(40));
+    let freezer = place.cgroups.v1().iter();
+    for hierarchy in freezer.filter(|h| h.controllers.iter().any(|c| c == "freezer")) {
+        std::fs::create_dir_all(hierarchy.mountpoint.join(deep.trim_matches('/'))).unwrap();
+    }
+    let mut shell = Shell::start_in(&place, &deep, "echo ready; read line");
+    cgroup.kill().unwrap();
+    assert!(!shell.child.wait().unwrap().success());
+    cgroup.remove().unwrap();
+}
+
 fn a_leaf_is_killed_alone(narrow: impl FnOnce(Cgroups) -> Cgroups) {
     let Some(place) = Place::new(narrow) else {
         return;

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant};
 use wharf_types::{ContainerId, Digest, Kind};
 
+use super::keeper::Keeper;
 use super::state::{Event, State};
 use crate::error::RequestError;
 use crate::limits::RETRY_FIRST;
@@ -67,6 +68,7 @@ pub(crate) struct Wish {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) record: Arc<ContainerRecord>,
+    pub(crate) keeper: Keeper,
     pub(crate) digest: Digest,
     pub(crate) state: State,
     pub(crate) pid: Option<u32>,
@@ -86,11 +88,12 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// A container in `state`.
-    pub(crate) fn new(record: Arc<ContainerRecord>, state: State) -> Self {
+    /// A container in `state`; `digest` is its specification's.
+    pub(crate) fn new(record: Arc<ContainerRecord>, digest: Digest, state: State) -> Self {
         Self {
-            digest: record.spec.digest(),
+            keeper: Keeper::new(record.clone()),
             record,
+            digest,
             state,
             pid: None,
             wish: Wish::default(),

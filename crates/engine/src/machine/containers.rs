@@ -1,6 +1,5 @@
 //! The steps of a container's life and end on the machine.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use wharf_cgroup::Cgroup;
@@ -13,7 +12,7 @@ use super::held::{self, Held};
 use super::{Parts, block, cgroup_failure, log_file};
 use crate::limits::{SHIM_ANSWER, SHIM_WORK};
 use crate::oci::resources;
-use crate::record::ContainerRecord;
+use crate::record::{ContainerRecord, Records};
 use crate::shim::link::LinkError;
 use crate::spec::ResourceSpec;
 use crate::world::{ContainerRef, Remains, StepFailure};
@@ -29,7 +28,7 @@ fn named(container: &ContainerRef) -> Named {
 impl Parts {
     pub(super) fn save_container(&self, record: &ContainerRecord) -> Result<(), StepFailure> {
         let saved = self.records.save_container(record);
-        saved.map_err(|e| StepFailure::new("write record", Kind::Internal, e))
+        saved.map_err(|e| StepFailure::new("write record", e.kind(), e))
     }
 
     fn shim(
@@ -43,7 +42,6 @@ impl Parts {
         held.ok_or_else(|| LinkError::Lost("shim").at(stage))
     }
 
-    /// The record is written beside the start, not before it: the shim knows what was started.
     pub(super) async fn start_container(
         self: Arc<Self>,
         container: ContainerRef,
@@ -52,15 +50,7 @@ impl Parts {
         let held = self.shim(&container, STAGE)?;
         let body = Body::Start(named(&container));
         let started = held.link.done(body, Fds::new(), SHIM_WORK);
-        let record = container.record.clone();
-        let saved = block("write record", move || self.save_container(&record));
-        let (started, saved) = tokio::join!(started, saved);
-        started.map_err(|e| e.at(STAGE))?;
-        if let Err(failure) = saved {
-            let id = container.record.id.as_str();
-            tracing::warn!(container = id, error = %failure, "the record is not up to date");
-        }
-        Ok(())
+        started.await.map_err(|e| e.at(STAGE))
     }
 
     pub(super) async fn signal_container(
@@ -209,14 +199,13 @@ impl Parts {
         limits.devices = None;
         let gone = || StepFailure::new(STAGE, Kind::Conflict, "the container's cgroup is gone");
         let cgroup = self.find_cgroup(container).ok_or_else(gone)?;
-        cgroup
-            .update(&limits)
-            .map_err(|e| cgroup_failure(STAGE, e))?;
         let record = ContainerRecord {
             resources,
             ..(*container.record).clone()
         };
-        self.save_container(&record)
+        // Now, while nothing is changed: it is written after that.
+        Records::check_container(&record).map_err(|e| StepFailure::new(STAGE, e.kind(), e))?;
+        cgroup.update(&limits).map_err(|e| cgroup_failure(STAGE, e))
     }
 
     pub(super) async fn reopen_log(
@@ -225,15 +214,10 @@ impl Parts {
     ) -> Result<(), StepFailure> {
         const STAGE: &str = "reopen log";
         let held = self.shim(&container, STAGE)?;
-        let path = container
-            .record
-            .facts
-            .as_ref()
-            .and_then(|facts| facts.log_path.clone());
-        let Some(path): Option<PathBuf> = path else {
+        let Some(place) = log_file::Place::of(&container.pod, &container.record) else {
             return Ok(());
         };
-        let log = block(STAGE, move || log_file::open(&path)).await?;
+        let log = block(STAGE, move || place.open()).await?;
         let mut fds = Fds::new();
         fds.push("log", log);
         let body = Body::ReopenLog(named(&container));

@@ -66,7 +66,11 @@ pub(super) async fn create(parts: Arc<Parts>, job: CreateJob) -> Result<Made, St
         stdin_once: spec.stdin_once,
     };
     let made = held.link.call(Body::Create(create), fds, SHIM_WORK).await;
-    let (pid, pidfd) = match made.map_err(|e| e.at(STAGE))? {
+    let made = match made {
+        Ok(made) => made,
+        Err(e) => return Err(starved(cgroup, &spec).await.unwrap_or_else(|| e.at(STAGE))),
+    };
+    let (pid, pidfd) = match made {
         (Body::Created(created), mut fds) => (created.pid, fds.take("pidfd")),
         _ => return Err(LinkError::Unexpected("shim").at(STAGE)),
     };
@@ -75,6 +79,22 @@ pub(super) async fn create(parts: Arc<Parts>, job: CreateJob) -> Result<Made, St
         tokio::spawn(kill_rest(pidfd, Arc::downgrade(&container)));
     }
     Ok(Made { pid, facts })
+}
+
+/// Says so when the reason of a failure is a memory limit in which not even its init fits.
+async fn starved(cgroup: Cgroup, spec: &ContainerSpec) -> Option<StepFailure> {
+    let limit = spec.resources.memory_limit;
+    if limit <= 0 {
+        return None;
+    }
+    let kills = tokio::task::spawn_blocking(move || cgroup.oom_kills().ok().flatten());
+    let killed = kills.await.ok().flatten().is_some_and(|count| count > 0);
+    killed.then(|| {
+        refused(RequestError::Invalid {
+            field: "resources.memory_limit_in_bytes",
+            reason: format!("{limit} bytes are too few to start a program: give it more"),
+        })
+    })
 }
 
 /// Whether processes of it outlive its init: the kernel ends them only with a PID namespace's own.
@@ -121,7 +141,7 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
     let input = Input {
         host: &parts.host,
         pod,
-        files: &files::places(&parts.pod_dir(&pod.id)),
+        files: &files::places(&parts.pod_disk(&pod.id)),
         spec: &record.spec,
         image: &image.config,
         user: &account.user,
@@ -145,10 +165,11 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
         let fd = fd.map_err(|e| failed(format!("open {}: {e}", namespace.path)))?;
         fds.push(namespace.descriptor, fd);
     }
-    let log_path = log_path(pod, record);
-    if let Some(path) = &log_path {
-        fds.push("log", log_file::open(path)?);
+    let log = log_file::Place::of(pod, record);
+    if let Some(place) = &log {
+        fds.push("log", place.open()?);
     }
+    let log_path = log.map(|place| place.whole());
     if fds.len() >= FDS_MAX {
         let what = "the number of descriptors that the container's mounts and devices need";
         return Err(refused(RequestError::Limit {
@@ -226,8 +247,8 @@ fn compile_plan(
     Ok(compiled)
 }
 
-/// Opens the sources of all bind mounts; missing directories of the host are made, as both incumbents
-/// do and workloads rely on.
+/// Opens the sources of all bind mounts. Those asked for are looked at first: missing directories of the
+/// host are made, as both incumbents do and workloads rely on.
 fn open_binds(
     asked: &[MountSpec],
     compiled: &mut Compiled,
@@ -238,16 +259,14 @@ fn open_binds(
             .map_err(|e| failed(format!("read /proc/self/mountinfo: {e}")))?,
         false => String::new(),
     };
+    // Every one of them is a bind mount, so none has to be found again among those of the plan.
+    for mount in asked {
+        make_missing(mount)?;
+        check_propagation(mount, &mountinfo)?;
+    }
     for bind in &compiled.binds {
         let plan = compiled.plan.mounts.get_mut(bind.mount);
         let plan = plan.ok_or_else(|| failed("a bind mount without a plan".to_owned()))?;
-        let spec = asked.iter().find(|m| {
-            m.container_path.as_bytes() == plan.destination && bind.source == m.host_path
-        });
-        if let Some(spec) = spec {
-            make_missing(spec)?;
-            check_propagation(spec, &mountinfo)?;
-        }
         let fd = open_bind(bind)?;
         let stat = rustix::fs::fstat(&fd).map_err(|e| failed(format!("fstat: {e}")))?;
         plan.is_file = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
@@ -291,11 +310,6 @@ fn check_propagation(mount: &MountSpec, mountinfo: &str) -> Result<(), StepFailu
         .map_err(|e| failed(format!("resolve {}: {e}", mount.host_path)))?;
     let resolved = PathBuf::from(resolved.to_string_lossy().into_owned());
     propagation::check(mount, &resolved, mountinfo).map_err(refused)
-}
-
-fn log_path(pod: &PodRecord, record: &ContainerRecord) -> Option<PathBuf> {
-    let (dir, path) = (&pod.spec.log_directory, &record.spec.log_path);
-    (!dir.is_empty() && !path.is_empty()).then(|| PathBuf::from(dir).join(path))
 }
 
 fn join_cgroup(parts: &Parts, compiled: &Compiled, fds: &mut Fds) -> Result<Cgroup, StepFailure> {

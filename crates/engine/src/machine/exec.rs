@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::Instant;
+use wharf_cgroup::CgroupError;
 use wharf_plan::Fds;
 use wharf_plan::message::{Body, Exec};
 use wharf_plan::process::ProcessPlan;
@@ -15,12 +17,13 @@ use super::held::{self, Held, HeldContainer, Leaf};
 use super::{Parts, block, cgroup_failure};
 use crate::limits::{EXEC_DRAIN, KILL_GRACE, SHIM_WORK};
 use crate::record::PodRecord;
-use crate::shim::link::{ExecEnded, LinkError};
+use crate::shim::link::LinkError;
 use crate::shim::output::Collector;
 use crate::spec::ExecSyncOutput;
 use crate::world::{ExecEnd, ExecJob, StepFailure};
 
 const STAGE: &str = "exec";
+const KILL: &str = "kill exec";
 
 fn io(e: std::io::Error) -> StepFailure {
     let kind = if wharf_store::is_full(&e) {
@@ -29,6 +32,77 @@ fn io(e: std::io::Error) -> StepFailure {
         Kind::Internal
     };
     StepFailure::new(STAGE, kind, e)
+}
+
+/// Rounds of killing and removing: an exec may begin between the two.
+const RETIRE_ROUNDS: u32 = 2;
+
+/// A leaf with an exec that has begun or may yet begin. Unless it is given back it is killed and
+/// removed, on an error as when the exec is given up: what begins later finds no cgroup to come into.
+struct InUse {
+    container: Arc<HeldContainer>,
+    leaf: Option<Leaf>,
+}
+
+impl InUse {
+    async fn take(container: Arc<HeldContainer>) -> Result<Self, StepFailure> {
+        if let Some(leaf) = container.free_leaf() {
+            let leaf = Some(leaf);
+            return Ok(Self { container, leaf });
+        }
+        // Made in use: it is not lost when nobody waits for it any more.
+        block(STAGE, move || {
+            let leaf = Some(container.leaf().map_err(|e| cgroup_failure(STAGE, e))?);
+            Ok(Self { container, leaf })
+        })
+        .await
+    }
+
+    /// Nothing was begun in it, or it has ended by itself. Looking whether it is empty reads files, and
+    /// nobody waits for it.
+    fn give_back(mut self) {
+        let container = self.container.clone();
+        if let Some(leaf) = self.leaf.take() {
+            tokio::task::spawn_blocking(move || container.give_back(leaf));
+        }
+    }
+
+    /// Kills everything that the exec has started; returns when it is gone.
+    async fn kill(mut self) -> Result<(), StepFailure> {
+        let Some(leaf) = self.leaf.take() else {
+            return Ok(());
+        };
+        block(KILL, move || {
+            retire(&leaf).map_err(|e| cgroup_failure(KILL, e))
+        })
+        .await
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // Without a runtime the daemon ends; the leaf goes with the container.
+        let (Some(leaf), Ok(runtime)) = (self.leaf.take(), Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn_blocking(move || {
+            if let Err(e) = retire(&leaf) {
+                tracing::warn!(error = %wharf_types::chain(&e), "an exec that was given up stays");
+            }
+        });
+    }
+}
+
+/// Kills and removes it.
+fn retire(leaf: &Leaf) -> Result<(), CgroupError> {
+    let mut round = 1;
+    loop {
+        leaf.cgroup.kill()?;
+        match leaf.cgroup.remove() {
+            Err(CgroupError::Stuck { .. }) if round < RETIRE_ROUNDS => round += 1,
+            done => return done,
+        }
+    }
 }
 
 /// Runs it to its end or its deadline.
@@ -43,17 +117,8 @@ pub(super) async fn exec_sync(parts: Arc<Parts>, job: ExecJob) -> Result<ExecEnd
             find(parts, held.clone(), pod, id).await?
         }
     };
-    let leaf = match container.free_leaf() {
-        Some(leaf) => leaf,
-        None => {
-            let container = container.clone();
-            block(STAGE, move || {
-                container.leaf().map_err(|e| cgroup_failure(STAGE, e))
-            })
-            .await?
-        }
-    };
-    let mut fds = membership(&leaf)?;
+    let in_use = InUse::take(container.clone()).await?;
+    let mut fds = membership(in_use.leaf.as_ref())?;
     let (stdout, mut out) = Collector::new().map_err(io)?;
     let (stderr, mut err) = Collector::new().map_err(io)?;
     fds.push("stdout", stdout);
@@ -65,38 +130,56 @@ pub(super) async fn exec_sync(parts: Arc<Parts>, job: ExecJob) -> Result<ExecEnd
         process: Some(process(&container.init, job.cmd)),
     });
     let within = deadline.map_or(SHIM_WORK, |d| SHIM_WORK.min(d - Instant::now()));
-    match held.link.call(body, fds, within).await {
-        Ok(_) => {}
-        Err(LinkError::Silent { .. }) if deadline.is_some_and(|d| Instant::now() >= d) => {
-            // It may have begun, or may yet begin in a leaf that is never used again.
-            kill(leaf, ended).await?;
-            return Ok(ExecEnd::TimedOut);
-        }
-        Err(e) => {
-            give_back(container, leaf);
-            return Err(e.at(STAGE));
-        }
+    if let Err(e) = held.link.call(body, fds, within).await {
+        return refused(in_use, e, deadline).await;
     }
     let exited = match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, ended.wait()).await.ok(),
         None => Some(ended.wait().await),
     };
     let Some(exited) = exited else {
-        kill(leaf, ended).await?;
-        return Ok(ExecEnd::TimedOut);
+        in_use.kill().await?;
+        // Nothing of it is left in the shim either. An error is a shim that has gone.
+        let waited = tokio::time::timeout(KILL_GRACE, ended.wait()).await;
+        let text = "the exec was killed and is still there";
+        let stays = |_elapsed| StepFailure::new(KILL, Kind::Unavailable, text);
+        return waited.map(|_| ExecEnd::TimedOut).map_err(stays);
     };
     let exited = exited.map_err(|e| e.at(STAGE))?;
     let both = async { tokio::join!(out.end_of_file(), err.end_of_file()) };
     let drain = deadline.map_or(EXEC_DRAIN, |d| EXEC_DRAIN.min(d - Instant::now()));
     // A grandchild may hold the pipes for ever: what it writes later is not this exec's.
     let _held = tokio::time::timeout(drain.max(Duration::from_millis(1)), both).await;
-    give_back(container, leaf);
+    in_use.give_back();
     let output = ExecSyncOutput {
         stdout: out.take(),
         stderr: err.take(),
         exit_code: exited.code,
     };
     Ok(ExecEnd::Output(output))
+}
+
+/// The shim did not say that the exec has begun.
+async fn refused(
+    in_use: InUse,
+    e: LinkError,
+    deadline: Option<Instant>,
+) -> Result<ExecEnd, StepFailure> {
+    match e {
+        LinkError::Failed(_) => {
+            in_use.give_back();
+            Err(e.at(STAGE))
+        }
+        // It may have begun, or may yet begin.
+        LinkError::Silent { .. } => {
+            in_use.kill().await?;
+            match deadline {
+                Some(deadline) if Instant::now() >= deadline => Ok(ExecEnd::TimedOut),
+                _ => Err(e.at(STAGE)),
+            }
+        }
+        e => Err(e.at(STAGE)),
+    }
 }
 
 /// The container's init with another program: user, capabilities, filter, environment are its.
@@ -110,8 +193,10 @@ fn process(init: &ProcessPlan, cmd: Vec<String>) -> ProcessPlan {
     }
 }
 
-fn membership(leaf: &Leaf) -> Result<Fds, StepFailure> {
+fn membership(leaf: Option<&Leaf>) -> Result<Fds, StepFailure> {
     let mut fds = Fds::new();
+    let none = || StepFailure::new(STAGE, Kind::Internal, "an exec without a cgroup");
+    let leaf = leaf.ok_or_else(none)?;
     let copy = |fd: &std::os::fd::OwnedFd| fd.try_clone().map_err(io);
     let v1 = leaf
         .member
@@ -122,11 +207,6 @@ fn membership(leaf: &Leaf) -> Result<Fds, StepFailure> {
     let v2 = leaf.member.v2.as_ref().map(copy).transpose()?;
     push_membership(wharf_cgroup::Membership { v2, v1 }, &mut fds);
     Ok(fds)
-}
-
-/// Looking whether it is empty reads files, and nobody waits for it.
-fn give_back(container: Arc<HeldContainer>, leaf: Leaf) {
-    tokio::task::spawn_blocking(move || container.give_back(leaf));
 }
 
 /// A container of an earlier daemon: its init's plan was kept.
@@ -148,25 +228,108 @@ pub(super) async fn find(
     .await
 }
 
-/// Kills everything that the exec started; its end is waited for, so that nothing is left behind.
-async fn kill(leaf: Leaf, mut ended: ExecEnded) -> Result<(), StepFailure> {
-    const STAGE: &str = "kill exec";
-    let leaf = block(STAGE, move || {
-        leaf.cgroup.kill().map_err(|e| cgroup_failure(STAGE, e))?;
-        Ok(leaf)
-    })
-    .await?;
-    // An error is a shim that has gone, and the exec with it.
-    let waited = tokio::time::timeout(KILL_GRACE, ended.wait()).await;
-    waited.map(drop).map_err(|_elapsed| {
-        let text = "the exec was killed and is still there";
-        StepFailure::new(STAGE, Kind::Unavailable, text)
-    })?;
-    // Nobody waits for this; what cannot be removed now goes with the container.
-    tokio::task::spawn_blocking(move || {
-        if let Err(e) = leaf.cgroup.remove() {
-            tracing::debug!(error = %wharf_types::chain(&e), "a leaf stays");
+#[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "a test has children of its own")]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::path::Path;
+    use std::process::{Child, Command};
+    use wharf_cgroup::{Cgroup, Cgroups, Limits};
+
+    /// A cgroup of our own, gone with the test.
+    struct Group(Cgroup);
+
+    impl Group {
+        fn new(name: &str) -> Option<(Self, Arc<HeldContainer>)> {
+            if !rustix::process::geteuid().is_root() {
+                println!("skipped: needs root");
+                return None;
+            }
+            let cgroups = Cgroups::probe().unwrap();
+            let path = format!("wharf-exec-{name}-{}", std::process::id());
+            let made = cgroups.create(&path, &Limits::default()).unwrap();
+            let ours = cgroups.open(&path).unwrap();
+            let container = HeldContainer::new(ProcessPlan::default(), ours);
+            Some((Self(made), Arc::new(container)))
         }
-    });
-    Ok(())
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.remove().unwrap();
+        }
+    }
+
+    fn begin(leaf: &Leaf) -> Child {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let number = child.id().to_string();
+        for file in &leaf.member.v1 {
+            rustix::io::write(file, number.as_bytes()).unwrap();
+        }
+        if let Some(directory) = leaf.cgroup.v2_directory() {
+            std::fs::write(directory.join("cgroup.procs"), number).unwrap();
+        }
+        child
+    }
+
+    async fn until_gone(path: &Path) {
+        while path.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_exec_that_is_given_up_is_killed_and_its_leaf_never_used_again() {
+        let Some((_group, container)) = Group::new("given-up") else {
+            return;
+        };
+        let in_use = InUse::take(container.clone()).await.unwrap();
+        let leaf = in_use.leaf.as_ref().unwrap();
+        let (name, mut child) = (leaf.cgroup.path().to_owned(), begin(leaf));
+        let directory = leaf.cgroup.v2_directory().map(Path::to_owned);
+        drop(in_use);
+        let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
+        assert_eq!(status.await.unwrap().signal(), Some(9));
+        if let Some(directory) = directory {
+            until_gone(&directory).await;
+        }
+        let next = InUse::take(container).await.unwrap();
+        assert_ne!(next.leaf.as_ref().unwrap().cgroup.path(), name);
+        next.kill().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_container_that_is_found_again_does_not_use_the_leaves_of_before() {
+        let Some((group, container)) = Group::new("found") else {
+            return;
+        };
+        let in_use = InUse::take(container).await.unwrap();
+        let mut child = begin(in_use.leaf.as_ref().unwrap());
+        let ours = group.0.path().to_owned();
+        let ours = Cgroups::probe().unwrap().open(&ours).unwrap();
+        let again = Arc::new(HeldContainer::new(ProcessPlan::default(), ours));
+        let next = InUse::take(again).await.unwrap();
+        next.kill().await.unwrap();
+        in_use.kill().await.unwrap();
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_leaf_that_is_given_back_is_used_again() {
+        let Some((_group, container)) = Group::new("given-back") else {
+            return;
+        };
+        let in_use = InUse::take(container.clone()).await.unwrap();
+        let name = in_use.leaf.as_ref().unwrap().cgroup.path().to_owned();
+        in_use.give_back();
+        let leaf = loop {
+            if let Some(leaf) = container.free_leaf() {
+                break leaf;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        assert_eq!(leaf.cgroup.path(), name);
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
@@ -33,14 +34,12 @@ pub(crate) struct HeldContainer {
     /// Its init, whose user, capabilities, filter and environment an exec has too.
     pub(crate) init: ProcessPlan,
     pub(crate) cgroup: Cgroup,
-    leaves: Mutex<Leaves>,
+    free: Mutex<Vec<Leaf>>,
 }
 
-#[derive(Debug, Default)]
-struct Leaves {
-    free: Vec<Leaf>,
-    made: u64,
-}
+/// Numbers leaves. Not each container its own: one that is found again is held anew, while execs of
+/// before may still run in leaves of theirs.
+static LEAVES: AtomicU64 = AtomicU64::new(1);
 
 /// Distinguishes the leaves that this daemon makes from those of an earlier one.
 fn life() -> u32 {
@@ -96,12 +95,12 @@ impl HeldContainer {
         Self {
             init,
             cgroup,
-            leaves: Mutex::default(),
+            free: Mutex::default(),
         }
     }
 
-    fn leaves(&self) -> MutexGuard<'_, Leaves> {
-        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free(&self) -> MutexGuard<'_, Vec<Leaf>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A leaf that nobody uses: a used one that is empty again, else a new one; never one that was
@@ -110,19 +109,21 @@ impl HeldContainer {
         if let Some(leaf) = self.free_leaf() {
             return Ok(leaf);
         }
-        let number = {
-            let mut leaves = self.leaves();
-            leaves.made += 1;
-            leaves.made
-        };
+        let number = LEAVES.fetch_add(1, Ordering::Relaxed);
         let cgroup = self.cgroup.leaf(&format!("exec-{:x}-{number}", life()))?;
-        let member = cgroup.member_fds()?;
-        Ok(Leaf { cgroup, member })
+        match cgroup.member_fds() {
+            Ok(member) => Ok(Leaf { cgroup, member }),
+            Err(e) => {
+                // Nothing is in it; what stays goes with the container.
+                cgroup.remove().ok();
+                Err(e)
+            }
+        }
     }
 
     /// A leaf that was used before and is empty again, at no cost.
     pub(crate) fn free_leaf(&self) -> Option<Leaf> {
-        self.leaves().free.pop()
+        self.free().pop()
     }
 
     /// Gives a leaf back; one that still has processes (they outlive their exec) is not used again,
@@ -130,7 +131,7 @@ impl HeldContainer {
     /// into a cgroup whose count of kills differs from that of the cloner's own (seen with 6.18).
     pub(crate) fn give_back(&self, leaf: Leaf) {
         if leaf.cgroup.processes().is_ok_and(|pids| pids.is_empty()) {
-            self.leaves().free.push(leaf);
+            self.free().push(leaf);
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) fn probe(cgroups: &Cgroups) -> Host {
         hugetlb: cgroups.has("hugetlb"),
         apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
             .is_ok_and(|text| text.trim() == "Y"),
+        // Its file system is mounted only where it is enabled.
+        selinux: fs::exists("/sys/fs/selinux/enforce").unwrap_or(false),
     }
 }
 

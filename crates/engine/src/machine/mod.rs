@@ -86,7 +86,12 @@ impl Machine {
         })?;
         let home = home(cgroups.clone(), format!("{}/shims", config.cgroup_parent));
         let parts = Parts {
-            zygote: Zygote::new(config.shim.clone(), &config.state, home),
+            zygote: Zygote::new(
+                config.shim.clone(),
+                &config.state,
+                home,
+                config.shim_open_files,
+            ),
             host: host::probe(&cgroups),
             boot: host::boot_id(),
             filters: seccomp::Filters::new(host::kernel()),
@@ -109,6 +114,11 @@ impl Machine {
     /// Keys of all snapshots that exist.
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// The cgroup of a pod that was given none.
+    pub(crate) fn own_cgroup(&self, pod: &PodId) -> String {
+        self.0.own_cgroup(pod)
     }
 
     /// Finds or starts the zygote ahead of the first pod.
@@ -155,6 +165,11 @@ where
 }
 
 impl Parts {
+    /// The cgroup of a pod that was given none.
+    pub(super) fn own_cgroup(&self, pod: &PodId) -> String {
+        format!("{}/pods/{pod}", self.config.cgroup_parent)
+    }
+
     pub(super) fn held(&self, pod: &PodId) -> Option<Arc<Held>> {
         self.all_held().get(pod).cloned()
     }
@@ -170,6 +185,11 @@ impl Parts {
     // Held for map operations only.
     fn all_held(&self) -> MutexGuard<'_, HashMap<PodId, Arc<Held>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod's directory on disk: its records, and the files that its containers see and may fill.
+    pub(super) fn pod_disk(&self, pod: &PodId) -> PathBuf {
+        self.config.root.join("pods").join(pod.as_str())
     }
 
     /// The pod's directory, which ends with the boot.

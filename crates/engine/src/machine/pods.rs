@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use wharf_plan::container::{Namespace, Namespaces, SysctlPlan};
-use wharf_plan::message::{Body, GetState, Hello, MakeShim, ShimState, Shutdown, Welcome};
+use wharf_plan::message::{
+    Body, Failure, FailureKind, GetState, Hello, MakeShim, ShimState, Shutdown, Welcome,
+};
 use wharf_plan::{Fds, PROTOCOL};
 use wharf_runtime::spec::capability;
 use wharf_types::{ContainerId, Kind, PodId};
@@ -17,6 +19,7 @@ use crate::config::NetworkMode;
 use crate::error::RequestError;
 use crate::files;
 use crate::limits::{HOSTNAME_MAX, SHIM_ADOPTION, SHIM_ANSWER};
+use crate::oci::profiles;
 use crate::record::PodRecord;
 use crate::shim::identity;
 use crate::shim::link::{Link, LinkError};
@@ -46,6 +49,15 @@ fn io(stage: &'static str, what: String) -> impl FnOnce(std::io::Error) -> StepF
     }
 }
 
+/// A pod whose namespaces could not be made. What the shim finds invalid there is the request's own:
+/// its choice of namespaces, its sysctls, and the values that the kernel does not take for them.
+fn unmade(failure: Failure) -> StepFailure {
+    let invalid = failure.kind == i32::from(FailureKind::Invalid) || failure.step == "sysctl";
+    let error = LinkError::Failed(failure);
+    let kind = if invalid { Kind::Invalid } else { error.kind() };
+    StepFailure::new("make namespaces", kind, error)
+}
+
 impl Parts {
     /// Completes what the specification leaves open, and refuses what cannot be had.
     pub(super) fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure> {
@@ -57,7 +69,7 @@ impl Parts {
             false => spec.hostname.clone(),
         };
         record.cgroup = match spec.cgroup_parent.is_empty() {
-            true => format!("{}/pods/{}", self.config.cgroup_parent, record.id),
+            true => self.own_cgroup(&record.id),
             false => spec.cgroup_parent.trim_matches('/').to_owned(),
         };
         // Only the path matters here; wrong ones are refused before anything is made.
@@ -81,6 +93,7 @@ impl Parts {
             let text = "user namespaces are not supported yet".to_owned();
             return Err(RequestError::Unsupported(text));
         }
+        profiles::refuse_labels(spec.security.selinux.as_ref(), self.host.selinux)?;
         if spec.security.run_as_group.is_some() && spec.security.run_as_user.is_none() {
             let reason = "a group without a user: set run_as_user too".to_owned();
             return invalid("linux.security_context.run_as_group", reason);
@@ -106,16 +119,16 @@ impl Parts {
 
     pub(super) fn save_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
         let saved = self.records.save_pod(pod);
-        saved.map_err(|e| StepFailure::new("write record", Kind::Internal, e))
+        saved.map_err(|e| StepFailure::new("write record", e.kind(), e))
     }
 
-    /// Record, directory, files, socket: in this order, so that whatever is there is known of.
+    /// Record, directories, files, socket: in this order, so that whatever is there is known of.
     pub(super) fn prepare_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
         const STAGE: &str = "prepare pod";
         self.save_pod(pod)?;
         let dir = self.pod_dir(&pod.id);
         std::fs::create_dir(&dir).map_err(io(STAGE, format!("create {}", dir.display())))?;
-        files::write(&dir, &pod.spec, &pod.hostname)
+        files::write(&self.pod_disk(&pod.id), &pod.spec, &pod.hostname)
             .map_err(|(path, e)| io(STAGE, format!("write {}", path.display()))(e))?;
         let listener = socket::listen(&dir.join("shim.sock")).map_err(|e| e.at(STAGE))?;
         let mut listeners = self
@@ -151,7 +164,7 @@ impl Parts {
         let (answer, identity) = tokio::join!(hello(&link, SHIM_ANSWER), identity);
         let (welcome, fds) = answer.map_err(|e| e.at(START))?;
         if let Some(failure) = welcome.failure {
-            return Err(LinkError::Failed(failure).at("make namespaces"));
+            return Err(unmade(failure));
         }
         identity?;
         let netns = self.bind_netns(pod, &fds).await?;
@@ -230,12 +243,17 @@ impl Parts {
         let path = self.pod_dir(&pod.id).join("shim.sock");
         let socket = match socket::connect(&path) {
             Ok(socket) => socket,
+            Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {
+                return Ok(Adoption::Gone);
+            }
+            // Its queue is full.
             Err(LinkError::Connect { source, .. })
                 if source.kind() == std::io::ErrorKind::WouldBlock =>
             {
                 return Ok(Adoption::Silent);
             }
-            Err(_nobody_listens) => return Ok(Adoption::Gone),
+            // Ours, such as too many open files: says nothing about the shim, so nobody may act on it.
+            Err(e) => return Err(e.at("adopt shim")),
         };
         // Until it has answered, its end is not the pod's end: we may ask again.
         let (quiet, mut told) = tokio::sync::mpsc::channel(crate::limits::SHIM_EVENTS_MAX);
@@ -252,7 +270,15 @@ impl Parts {
         };
         let (welcome, fds, state) = match asked.await {
             Ok(answer) => answer,
-            Err(LinkError::Lost(_)) => return Ok(Adoption::Gone),
+            // That connection may be ours to blame; whether the shim is gone is what the next one tells.
+            Err(LinkError::Lost(_)) => {
+                return match socket::connect(&path) {
+                    Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {
+                        Ok(Adoption::Gone)
+                    }
+                    _ => Ok(Adoption::Silent),
+                };
+            }
             Err(_silent) => return Ok(Adoption::Silent),
         };
         tokio::spawn(async move {
@@ -372,6 +398,13 @@ impl Parts {
     }
 }
 
+/// Whether a refused connection means that the shim has ended: its socket stays, or went with its
+/// directory (unix(7)).
+fn nobody_listens(refusal: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(refusal.kind(), ConnectionRefused | NotFound)
+}
+
 fn facts(pid: u32, sandbox_pid: u32, netns: Option<PathBuf>) -> ShimFacts {
     ShimFacts {
         pid,
@@ -489,6 +522,29 @@ fn unbind(path: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn only_a_socket_without_a_listener_says_that_a_shim_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shim.sock");
+        let gone = || match socket::connect(&path) {
+            Err(LinkError::Connect { source, .. }) => nobody_listens(&source),
+            other => panic!("{other:?}"),
+        };
+        assert!(gone(), "no socket");
+        drop(socket::listen(&path).unwrap());
+        assert!(gone(), "a socket that nobody listens on");
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::NOBUFS,
+            Errno::ACCESS,
+        ] {
+            assert!(!nobody_listens(&errno.into()), "{errno}");
+        }
+    }
 
     #[test]
     fn sysctl_names_are_read_as_sysctl_reads_them() {

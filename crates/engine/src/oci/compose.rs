@@ -44,8 +44,7 @@ pub(crate) fn compose(input: &Input<'_>) -> Result<Composed, RequestError> {
             .collect(),
         cwd: process::cwd(input.spec, input.image),
         capabilities: Some(caps::named(sets)),
-        // A privileged container may do everything anyway.
-        no_new_privileges: security.no_new_privs && !security.privileged,
+        no_new_privileges: security.no_new_privs,
         apparmor_profile: profiles::apparmor(security, input.host.apparmor)?,
         oom_score_adj: resources::oom_score_adj(&input.spec.resources),
         ..Process::default()
@@ -96,6 +95,7 @@ fn refuse_unsupported(input: &Input<'_>) -> Result<(), RequestError> {
         let text = "user namespaces are not supported yet".to_owned();
         return Err(RequestError::Unsupported(text));
     }
+    profiles::refuse_labels(security.selinux.as_ref(), input.host.selinux)?;
     if let Some(device) = input.spec.cdi_devices.first() {
         let text = format!("CDI device {device:?}: CDI devices are not supported yet");
         return Err(RequestError::Unsupported(text));

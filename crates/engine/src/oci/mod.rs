@@ -5,7 +5,7 @@ pub(crate) mod caps; // capability sets
 pub(crate) mod mounts; // mounts: defaults, the pod's files, those asked for
 pub(crate) mod devices; // device nodes and who may use them
 pub(crate) mod resources; // limits
-pub(crate) mod profiles; // seccomp and AppArmor: which profile
+pub(crate) mod profiles; // seccomp, AppArmor and SELinux: what is asked for
 pub(crate) mod namespaces; // whose namespaces
 pub(crate) mod annotations; // what tools look for
 pub(crate) mod compose; // all of it together
@@ -34,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) hugetlb: bool,
     /// AppArmor is there.
     pub(crate) apparmor: bool,
+    /// SELinux is there.
+    pub(crate) selinux: bool,
 }
 
 /// A device found on the host.

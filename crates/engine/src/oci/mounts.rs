@@ -26,7 +26,7 @@ pub(crate) fn mounts(input: &Input<'_>) -> Result<Vec<Mount>, RequestError> {
         .collect::<Result<Vec<_>, _>>()?;
     let replaced = |path: &str| {
         asked.iter().any(|m| {
-            let over = m.destination.trim_end_matches('/');
+            let over = m.destination.as_str();
             // Who brings his own /dev or /sys means all of it.
             path == over
                 || (["/dev", "/sys"].contains(&over) && path.starts_with(&format!("{over}/")))
@@ -199,5 +199,18 @@ fn asked(spec: &MountSpec) -> Result<Mount, RequestError> {
             }
         }
     }
-    Ok(mount(path, "bind", &spec.host_path, &options))
+    Ok(mount(&clean(path), "bind", &spec.host_path, &options))
+}
+
+/// The path without `.`, `..`, doubled and trailing slashes: one form for every comparison.
+fn clean(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }

@@ -1,8 +1,11 @@
 //! argv, environment and working directory, from the image's configuration and what was asked for.
 
+use std::collections::HashMap;
+
 use wharf_image::ImageConfig;
 
 use crate::error::RequestError;
+use crate::limits::{ENV_BYTES_MAX, ENV_MAX};
 use crate::oci::Input;
 use crate::spec::ContainerSpec;
 
@@ -40,6 +43,7 @@ pub(crate) fn args(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<Stri
 /// `KEY=value` in order: defaults, the image's, those asked for; a later one replaces an earlier one
 /// where that stands.
 pub(crate) fn env(input: &Input<'_>) -> Result<Vec<Vec<u8>>, RequestError> {
+    check_env_size(input)?;
     let mut env = Environment::default();
     env.set(b"PATH", DEFAULT_PATH.as_bytes());
     if input.spec.tty {
@@ -68,6 +72,23 @@ pub(crate) fn env(input: &Input<'_>) -> Result<Vec<Vec<u8>>, RequestError> {
         env.set(b"HOME", input.home.as_bytes());
     }
     Ok(env.into_lines())
+}
+
+/// The image's as well as those asked for are somebody else's: bounded before anything is done with them.
+fn check_env_size(input: &Input<'_>) -> Result<(), RequestError> {
+    let over = |what, limit| Err(RequestError::Limit { what, limit });
+    let (image, asked) = (&input.image.env, &input.spec.envs);
+    if image.len() + asked.len() > ENV_MAX {
+        let what = "the number of environment variables of the image and the container";
+        return over(what, ENV_MAX);
+    }
+    let image = image.iter().map(String::len);
+    let asked = asked.iter().map(|var| var.name.len() + var.value.len());
+    if image.chain(asked).sum::<usize>() > ENV_BYTES_MAX {
+        let what = "the size in bytes of the environment of the image and the container";
+        return over(what, ENV_BYTES_MAX);
+    }
+    Ok(())
 }
 
 /// Where the program starts: absolute.
@@ -124,25 +145,30 @@ fn signal_number(text: &str) -> Option<i32> {
 }
 
 #[derive(Debug, Default)]
-struct Environment(Vec<(Vec<u8>, Vec<u8>)>);
+struct Environment {
+    lines: Vec<Vec<u8>>,
+    /// Which line has a name.
+    places: HashMap<Vec<u8>, usize>,
+}
 
 impl Environment {
     fn set(&mut self, name: &[u8], value: &[u8]) {
-        match self.0.iter_mut().find(|(n, _)| n == name) {
-            Some(var) => var.1 = value.to_vec(),
-            None => self.0.push((name.to_vec(), value.to_vec())),
+        let line = [name, b"=", value].concat();
+        match self.places.get(name).and_then(|at| self.lines.get_mut(*at)) {
+            Some(place) => *place = line,
+            None => {
+                self.places.insert(name.to_vec(), self.lines.len());
+                self.lines.push(line);
+            }
         }
     }
 
     fn has(&self, name: &[u8]) -> bool {
-        self.0.iter().any(|(n, _)| n == name)
+        self.places.contains_key(name)
     }
 
     fn into_lines(self) -> Vec<Vec<u8>> {
-        self.0
-            .into_iter()
-            .map(|(name, value)| [&name[..], b"=", &value].concat())
-            .collect()
+        self.lines
     }
 }
 

@@ -1,9 +1,11 @@
 //! Which seccomp and AppArmor profile: the new fields, or the deprecated strings where they are absent.
+//! Confinement that is asked for and cannot be had is refused, unless the kernel has no such thing and what
+//! was asked for is what the runtime thinks best.
 
 use std::path::PathBuf;
 
 use crate::error::RequestError;
-use crate::spec::{ProfileSpec, SecuritySpec};
+use crate::spec::{ProfileSpec, SecuritySpec, SelinuxSpec};
 
 /// The system call filter asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -43,19 +45,26 @@ pub(crate) fn seccomp(security: &SecuritySpec) -> Result<SeccompChoice, RequestE
     Ok(SeccompChoice::File(file))
 }
 
-/// The AppArmor profile to run under; empty for none.
+/// The AppArmor profile to run under; empty for none. There is no default one yet.
 pub(crate) fn apparmor(security: &SecuritySpec, available: bool) -> Result<String, RequestError> {
-    if security.privileged {
-        return Ok(String::new());
-    }
+    const DEFAULT: &str = "runtime/default";
     let name = match &security.apparmor {
-        Some(ProfileSpec::RuntimeDefault | ProfileSpec::Unconfined) => return Ok(String::new()),
+        Some(ProfileSpec::RuntimeDefault) => DEFAULT,
+        Some(ProfileSpec::Unconfined) => "unconfined",
         Some(ProfileSpec::Localhost(name)) => name.as_str(),
-        None => match security.apparmor_profile.as_str() {
-            "" | "unconfined" | "runtime/default" => return Ok(String::new()),
-            name => name,
-        },
+        None => security.apparmor_profile.as_str(),
     };
+    match name {
+        "" | "unconfined" => return Ok(String::new()),
+        // The default does not confine the privileged, nor where there is no AppArmor, as in containerd.
+        DEFAULT if security.privileged || !available => return Ok(String::new()),
+        DEFAULT => {
+            let text = "the default AppArmor profile is not supported yet: ask for Unconfined, or for \
+                        a Localhost profile that the node has loaded";
+            return Err(RequestError::Unsupported(text.to_owned()));
+        }
+        _ => {}
+    }
     let name = name.strip_prefix("localhost/").unwrap_or(name);
     if !available {
         return Err(RequestError::Unsupported(format!(
@@ -63,6 +72,21 @@ pub(crate) fn apparmor(security: &SecuritySpec, available: bool) -> Result<Strin
         )));
     }
     Ok(name.to_owned())
+}
+
+/// SELinux labels cannot be given yet; where there is no SELinux they mean nothing, as in containerd.
+pub(crate) fn refuse_labels(
+    labels: Option<&SelinuxSpec>,
+    available: bool,
+) -> Result<(), RequestError> {
+    match labels {
+        Some(labels) if available => Err(RequestError::Unsupported(format!(
+            "SELinux label {}:{}:{}:{}: labels are not supported yet, and this kernel runs with SELinux: \
+             leave selinux_options away",
+            labels.user, labels.role, labels.kind, labels.level
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -136,5 +160,45 @@ mod tests {
         let e = apparmor(&asked("localhost/mine"), false).unwrap_err();
         assert!(e.to_string().contains("\"mine\""), "{e}");
         assert_eq!(apparmor(&asked("localhost/mine"), true).unwrap(), "mine");
+        let privileged = SecuritySpec {
+            privileged: true,
+            ..asked("localhost/mine")
+        };
+        assert_eq!(apparmor(&privileged, true).unwrap(), "mine");
+    }
+
+    #[test]
+    fn the_default_apparmor_profile_is_refused_only_where_it_would_confine() {
+        let new = SecuritySpec {
+            apparmor: Some(ProfileSpec::RuntimeDefault),
+            ..SecuritySpec::default()
+        };
+        let old = SecuritySpec {
+            apparmor_profile: "runtime/default".to_owned(),
+            ..SecuritySpec::default()
+        };
+        for asked in [new, old] {
+            let e = apparmor(&asked, true).unwrap_err();
+            assert!(matches!(e, RequestError::Unsupported(_)), "{e}");
+            assert_eq!(apparmor(&asked, false).unwrap(), "");
+            let privileged = SecuritySpec {
+                privileged: true,
+                ..asked
+            };
+            assert_eq!(apparmor(&privileged, true).unwrap(), "");
+        }
+        assert_eq!(apparmor(&SecuritySpec::default(), true).unwrap(), "");
+    }
+
+    #[test]
+    fn labels_are_refused_only_where_they_would_confine() {
+        let labels = SelinuxSpec {
+            kind: "container_t".to_owned(),
+            ..SelinuxSpec::default()
+        };
+        let e = refuse_labels(Some(&labels), true).unwrap_err();
+        assert!(e.to_string().contains("container_t"), "{e}");
+        refuse_labels(Some(&labels), false).unwrap();
+        refuse_labels(None, true).unwrap();
     }
 }

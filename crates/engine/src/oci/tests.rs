@@ -32,6 +32,7 @@ impl Case {
                 swap_limits: true,
                 hugetlb: false,
                 apparmor: false,
+                selinux: false,
             },
             pod: PodSpec::default(),
             spec: ContainerSpec {
@@ -260,6 +261,55 @@ fn the_environment_keeps_its_order_and_the_configuration_wins() {
         case.spec.envs = vec![bad];
         case.compose().unwrap_err();
     }
+}
+
+#[test]
+fn an_environment_without_measure_is_refused_and_a_large_one_is_not_slow() {
+    use crate::limits::{ENV_BYTES_MAX, ENV_MAX};
+    let mut case = Case::new();
+    // Compared with each other, these would keep a core busy for many seconds.
+    case.image.env = (0..ENV_MAX).map(|n| format!("V{n}=")).collect();
+    let env = case.compose().unwrap()["process"]["env"].clone();
+    assert_eq!(env.as_array().unwrap().len(), ENV_MAX + 3);
+    case.spec.envs = vec![EnvVar {
+        name: "ONE_MORE".to_owned(),
+        value: Vec::new(),
+    }];
+    let e = case.compose().unwrap_err().to_string();
+    assert!(e.contains("environment") && e.contains("65536"), "{e}");
+    case.spec.envs.clear();
+    case.image.env = vec!["x".repeat(ENV_BYTES_MAX + 1)];
+    let e = case.compose().unwrap_err().to_string();
+    assert!(e.contains("bytes of the environment"), "{e}");
+}
+
+#[test]
+fn no_new_privileges_that_are_asked_for_hold_for_the_privileged_too() {
+    let mut case = Case::new();
+    case.pod.security.privileged = true;
+    case.spec.security.privileged = true;
+    for asked in [true, false] {
+        case.spec.security.no_new_privs = asked;
+        let spec = case.compose().unwrap();
+        let given = spec["process"]["noNewPrivileges"].as_bool();
+        assert_eq!(given.unwrap_or(false), asked);
+    }
+}
+
+#[test]
+fn a_mount_is_the_same_however_its_path_is_spelled() {
+    for path in [
+        "/etc/hosts",
+        "/etc/hosts/",
+        "//etc/./hosts",
+        "/etc/x/../hosts/.",
+    ] {
+        let mounts = Case::with_mount(bind(path, "/h")).mounts();
+        let ours = mounts.iter().filter(|m| *m == "/etc/hosts").count();
+        assert_eq!(ours, 1, "{path}: {mounts:?}");
+    }
+    let mounts = Case::with_mount(bind("/dev/", "/h")).mounts();
+    assert!(!mounts.contains(&"/dev/pts".to_owned()), "{mounts:?}");
 }
 
 #[test]

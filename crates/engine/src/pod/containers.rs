@@ -7,10 +7,11 @@ use wharf_types::ContainerId;
 
 use super::driver::Driver;
 use super::request::{ContainerOutcome, Outcome};
+use crate::container::keeper::Keeper;
 use crate::container::slot::{RawExit, Reply, Slot, answer_all, answer_one, overdue};
 use crate::container::state::{Effect, Event, State};
 use crate::limits::{KILL_GRACE, RETRY_FIRST, RETRY_LAST};
-use crate::record::{ContainerRecord, Exit};
+use crate::record::Exit;
 use crate::spec::ResourceSpec;
 use crate::world::{ContainerRef, Step, StepFailure, World};
 
@@ -69,7 +70,7 @@ impl Driver {
         };
         match effect {
             Effect::Start => {
-                let step = world.start_container(container);
+                let step = start(world, slot.keeper.clone(), container);
                 self.spawn_container(id, step, ContainerOutcome::Started);
             }
             Effect::Signal => {
@@ -84,11 +85,11 @@ impl Driver {
             }
             Effect::Collect => {
                 let raw = slot.exit.clone();
-                let step = collect(world, container, raw);
+                let step = collect(world, slot.keeper.clone(), container, raw);
                 self.spawn_container(id, step, ContainerOutcome::Collected);
             }
             Effect::Remove => {
-                let step = world.remove_container(container);
+                let step = remove(world, slot.keeper.clone(), container);
                 self.spawn_container(id, step, ContainerOutcome::Removed);
             }
         }
@@ -130,6 +131,8 @@ impl Driver {
             ContainerOutcome::Made(Ok(made)) => {
                 slot.pid = Some(made.pid);
                 slot.edit(|record| record.facts = Some(made.facts));
+                // Its making has written them.
+                slot.keeper = Keeper::new(slot.record.clone());
                 self.feed_container(id, Event::Made);
             }
             ContainerOutcome::Made(Err(failure)) => {
@@ -187,13 +190,12 @@ impl Driver {
         self.feed_container(id, Event::Failed);
     }
 
-    fn collected(&mut self, id: &ContainerId, done: Result<Arc<ContainerRecord>, StepFailure>) {
+    fn collected(&mut self, id: &ContainerId, done: Result<Exit, StepFailure>) {
         match done {
-            Ok(record) => {
+            Ok(exit) => {
                 if let Some(slot) = self.containers.get_mut(id) {
                     slot.retry = RETRY_FIRST;
-                    let exit = record.exit.clone();
-                    slot.edit(|mine| mine.exit = exit);
+                    slot.edit(|record| record.exit = Some(exit));
                 }
                 self.feed_container(id, Event::Collected);
             }
@@ -337,23 +339,61 @@ fn killed_unseen(at_ns: i64) -> Exit {
     }
 }
 
+/// Writes the start down beside it, not before it: the shim knows what was started.
+fn start(world: Arc<dyn World>, keeper: Keeper, container: ContainerRef) -> Step<()> {
+    Box::pin(async move {
+        let record = container.record.clone();
+        let saved = keeper.write(&*world, |kept| kept.started_at_ns = record.started_at_ns);
+        let (started, saved) = tokio::join!(world.start_container(container), saved);
+        if let Err(failure) = saved {
+            tracing::warn!(container = %record.id, error = %failure, "the record is not up to date");
+        }
+        started
+    })
+}
+
+/// Changes the limits, then writes them down.
+pub(super) fn update(
+    world: Arc<dyn World>,
+    keeper: Keeper,
+    container: ContainerRef,
+    resources: ResourceSpec,
+) -> Step<()> {
+    Box::pin(async move {
+        let changed = world.update_container(container, resources.clone());
+        changed.await?;
+        let saved = keeper.write(&*world, |kept| kept.resources = resources);
+        saved.await
+    })
+}
+
 /// Looks at the remains, writes down how it ended.
 fn collect(
     world: Arc<dyn World>,
+    keeper: Keeper,
     container: ContainerRef,
     raw: Option<RawExit>,
-) -> Step<Arc<ContainerRecord>> {
+) -> Step<Exit> {
     Box::pin(async move {
         let remains = world.collect_container(container.clone()).await?;
         let raw = raw.unwrap_or_else(|| {
             RawExit::Decided(Exit::unseen(world.now_ns(), "nobody saw how it ended"))
         });
-        let exit = Some(raw.with(remains));
-        let record = Arc::new(ContainerRecord {
-            exit,
-            ..(*container.record).clone()
+        let exit = raw.with(remains);
+        let saved = keeper.write(&*world, |kept| {
+            // Whether it was started may have been learnt of the shim only.
+            kept.started_at_ns = container.record.started_at_ns;
+            kept.exit = Some(exit.clone());
         });
-        world.save_container(record.clone()).await?;
-        Ok(record)
+        saved.await?;
+        Ok(exit)
+    })
+}
+
+/// Removes everything; no write that is still under way brings the record back.
+fn remove(world: Arc<dyn World>, keeper: Keeper, container: ContainerRef) -> Step<()> {
+    Box::pin(async move {
+        keeper.end().await;
+        world.remove_container(container).await
     })
 }

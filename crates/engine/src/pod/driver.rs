@@ -55,6 +55,8 @@ pub(crate) struct Driver {
     failure: Option<RequestError>,
     pub(super) remove_wish: bool,
     runners: Vec<Reply<PodId>>,
+    /// Who repeats a start that was cut off: dropped with the driver, which means "begin anew".
+    repeaters: Vec<Reply<PodId>>,
     pub(super) stoppers: Vec<Reply<()>>,
     removers: Vec<Reply<()>>,
     pub(super) containers: BTreeMap<ContainerId, Slot>,
@@ -85,6 +87,7 @@ impl Driver {
             failure: None,
             remove_wish: false,
             runners: Vec::new(),
+            repeaters: Vec::new(),
             stoppers: Vec::new(),
             removers: Vec::new(),
             containers: BTreeMap::new(),
@@ -181,6 +184,9 @@ impl Driver {
         } else if let (Some(failure), false) = (&self.failure, self.published) {
             // Its start failed, and is being undone: the repetition learns why.
             answer_one(reply, Err(failure.clone()));
+        } else if self.remove_wish && !self.published {
+            // Its start was cut off, and is being undone: when the name is free, the repetition begins anew.
+            self.repeaters.push(reply);
         } else {
             answer_one(reply, Err(self.gone_further()));
         }
@@ -335,6 +341,7 @@ impl Driver {
         answer_all(&mut self.stoppers, &Err(error.clone()));
         answer_all(&mut self.removers, &Err(error.clone()));
         let started = self.failure.clone().unwrap_or(error);
+        answer_all(&mut self.repeaters, &Err(started.clone()));
         answer_all(&mut self.runners, &Err(started));
     }
 

@@ -8,7 +8,7 @@ use super::driver::{Driver, Surroundings};
 use super::state::{Event, State};
 use crate::container::slot::{RawExit, Slot};
 use crate::container::state::{Event as ContainerEvent, State as ContainerState};
-use crate::record::{ContainerRecord, PodPhase, PodRecord};
+use crate::record::{ContainerRecord, LoadedPod, PodPhase, PodRecord};
 use crate::world::{Adoption, FoundContainer, ShimFacts};
 
 /// A pod as a restart found it.
@@ -16,6 +16,39 @@ use crate::world::{Adoption, FoundContainer, ShimFacts};
 pub(crate) struct Recovered {
     pub(crate) record: PodRecord,
     pub(crate) containers: Vec<ContainerRecord>,
+}
+
+impl Recovered {
+    /// From what the disk knows. What cannot be read is taken down like a start or a creation that nobody
+    /// was answered: left alone it would run on, and nobody could list or stop it. `own_cgroup` is the
+    /// pod's if it was given none.
+    pub(crate) fn of(loaded: LoadedPod, boot: String, own_cgroup: String) -> Self {
+        let LoadedPod {
+            id,
+            pod,
+            mut containers,
+            broken,
+        } = loaded;
+        for (container, e) in broken {
+            tracing::error!(pod = %id, %container, error = %wharf_types::chain(&e),
+                "unreadable record: its container is removed");
+            containers.push(ContainerRecord::unreadable(container, id.clone()));
+        }
+        let record = pod.unwrap_or_else(|e| {
+            tracing::error!(pod = %id, error = %wharf_types::chain(&e),
+                "unreadable record: its pod is removed");
+            let given = containers.iter().find_map(given_cgroup);
+            let given = given.filter(|given| *given != own_cgroup);
+            PodRecord::unreadable(id, boot, own_cgroup, given)
+        });
+        Self { record, containers }
+    }
+}
+
+/// The cgroup of its pod, from what a container knows of its own.
+fn given_cgroup(container: &ContainerRecord) -> Option<String> {
+    let own = &container.facts.as_ref()?.cgroup;
+    Some(own.rsplit_once('/')?.0.to_owned())
 }
 
 impl Driver {
@@ -33,10 +66,9 @@ impl Driver {
                 None if record.started_at_ns > 0 => ContainerState::Running,
                 None => ContainerState::Created,
             };
-            let id = record.id.clone();
-            driver
-                .containers
-                .insert(id, Slot::new(Arc::new(record), state));
+            let (id, digest) = (record.id.clone(), record.spec.digest());
+            let slot = Slot::new(Arc::new(record), digest, state);
+            driver.containers.insert(id, slot);
         }
         driver
     }
@@ -81,8 +113,13 @@ impl Driver {
         for id in ids {
             match found.iter().find(|f| f.id == id) {
                 Some(container) => self.adopt_container(container),
-                // It was never finished, so nobody was told its id: it is made again.
-                None if self.is_unstarted(&id) => self.undo(&id),
+                // It is being made at this moment, and the shim has not heard of it yet: its own outcome
+                // comes. (After a restart nothing makes it any more; `adopt_now` undoes it.)
+                None if self.is_in(&id, ContainerState::Creating) => {}
+                // Its record was written before the shim made it, or the shim is not the one that did. Its
+                // caller may have been told the id; it never ran, so nothing but the name is lost, and
+                // whoever asks for it again gets a new one.
+                None if self.is_in(&id, ContainerState::Created) => self.undo(&id),
                 None => {
                     let text = "the shim does not know it; nobody saw the exit code";
                     let exit = crate::record::Exit::unseen(self.world.now_ns(), text);
@@ -92,13 +129,13 @@ impl Driver {
         }
     }
 
-    fn is_unstarted(&self, id: &ContainerId) -> bool {
+    fn is_in(&self, id: &ContainerId, state: ContainerState) -> bool {
         self.containers
             .get(id)
-            .is_some_and(|slot| slot.state == ContainerState::Created)
+            .is_some_and(|slot| slot.state == state)
     }
 
-    /// A creation that nobody was answered is undone; its caller repeats it.
+    /// A container that never ran is removed; a caller who wants it creates it again.
     fn undo(&mut self, id: &ContainerId) {
         if let Some(slot) = self.containers.get_mut(id) {
             slot.state = ContainerState::Creating;

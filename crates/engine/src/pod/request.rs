@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use wharf_types::{ContainerId, Digest, PodId};
 
 use crate::container::slot::Reply;
-use crate::record::{ContainerRecord, PodRecord};
+use crate::record::{Exit, PodRecord};
 use crate::spec::{ContainerSpec, ExecSyncOutput, ResourceSpec};
 use crate::world::{Adoption, Made, ShimFacts, StepFailure};
 
@@ -80,8 +80,8 @@ pub(crate) enum ContainerOutcome {
     Started(Result<(), StepFailure>),
     Signalled(Result<(), StepFailure>),
     Killed(Result<(), StepFailure>),
-    /// With the record as it was written.
-    Collected(Result<Arc<ContainerRecord>, StepFailure>),
+    /// With its end, as it was written.
+    Collected(Result<Exit, StepFailure>),
     Removed(Result<(), StepFailure>),
     Updated(Box<ResourceSpec>, Result<(), StepFailure>, Reply<()>),
     /// The grace of a stop is over.

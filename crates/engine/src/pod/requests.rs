@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wharf_types::{ContainerId, Digest};
 
+use super::containers::update;
 use super::driver::Driver;
 use super::request::{ContainerOutcome, Outcome, Verb};
 use super::state::State as PodState;
@@ -37,7 +38,7 @@ impl Driver {
         match self.admit(spec) {
             Ok((record, target_pid)) => {
                 let id = record.id.clone();
-                let mut slot = Slot::new(record.clone(), State::Creating);
+                let mut slot = Slot::new(record.clone(), digest, State::Creating);
                 slot.creators.push(reply);
                 self.containers.insert(id.clone(), slot);
                 self.board.put_stage(id.as_str(), "create container");
@@ -220,7 +221,8 @@ impl Driver {
         let subject = format!("container {}", slot.record.spec.metadata);
         let id = id.to_string();
         self.tasks.spawn(async move {
-            let answer = match step.await {
+            let mut reply = reply;
+            let answer = match until_left(step, &mut reply).await {
                 Ok(ExecEnd::Output(output)) => Ok(output),
                 Ok(ExecEnd::TimedOut) => {
                     let seconds = timeout.map_or(0, |t| t.as_secs());
@@ -256,11 +258,26 @@ impl Driver {
             pod: self.record.clone(),
             record: slot.record.clone(),
         };
-        let step = self.world.update_container(container, resources.clone());
+        let (world, keeper) = (self.world.clone(), slot.keeper.clone());
+        let step = update(world, keeper, container, resources.clone());
         self.spawn_container(id, step, move |done| {
             ContainerOutcome::Updated(Box::new(resources), done, reply)
         });
     }
+}
+
+/// Runs an exec to its end, or until nobody waits for its output any more: given up, it is killed.
+async fn until_left<T>(step: Step<ExecEnd>, reply: &mut Reply<T>) -> Result<ExecEnd, StepFailure> {
+    let mut step = tokio::spawn(step);
+    let done = tokio::select! {
+        done = &mut step => done,
+        () = reply.closed() => {
+            step.abort();
+            step.await
+        }
+    };
+    // Given up: nobody hears of it.
+    done.unwrap_or_else(|_panicked| Err(StepFailure::panicked()))
 }
 
 /// The same name again: the same request joins or gets the id, another one is refused.

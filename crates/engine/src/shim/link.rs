@@ -134,9 +134,12 @@ struct Inner {
     lost_notice: Notify,
 }
 
-/// A connection. Cheap to clone; it closes with the last clone.
+/// A connection. Cheap to clone; it closes with the last clone and the last exec that is waited for.
 #[derive(Debug, Clone)]
-pub(crate) struct Link(Arc<Inner>);
+pub(crate) struct Link {
+    inner: Arc<Inner>,
+    _open: Arc<Open>,
+}
 
 impl Link {
     /// Over a connected, non-blocking socket. `events` gets what comes without being asked for, and
@@ -167,17 +170,18 @@ impl Link {
             lost_notice: Notify::new(),
         });
         tokio::spawn(receive(inner.clone()));
-        Ok(Self(inner))
+        let _open = Arc::new(Open(inner.clone()));
+        Ok(Self { inner, _open })
     }
 
     /// Whether the connection has ended.
     pub(crate) fn is_lost(&self) -> bool {
-        self.0.lost.load(Ordering::Acquire)
+        self.inner.lost.load(Ordering::Acquire)
     }
 
     /// Waits until the connection has ended.
     pub(crate) async fn lost(&self) {
-        let notice = self.0.lost_notice.notified();
+        let notice = self.inner.lost_notice.notified();
         tokio::pin!(notice);
         notice.as_mut().enable();
         if !self.is_lost() {
@@ -196,12 +200,15 @@ impl Link {
         fds: Fds,
         within: Duration,
     ) -> Result<Answer, LinkError> {
-        let peer = self.0.peer;
+        let peer = self.inner.peer;
         let asked = async {
-            let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+            let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
             let (sender, answer) = oneshot::channel();
-            self.0.waiting().replies.insert(id, sender);
-            let forget = Forget { inner: &self.0, id };
+            self.inner.waiting().replies.insert(id, sender);
+            let forget = Forget {
+                inner: &self.inner,
+                id,
+            };
             if self.is_lost() {
                 return Err(LinkError::Lost(peer));
             }
@@ -225,7 +232,7 @@ impl Link {
             Err(_elapsed) => {
                 // A caller in a hurry says nothing about the shim.
                 if within >= SHIM_ANSWER {
-                    self.0.tell_silent();
+                    self.inner.tell_silent();
                 }
                 let seconds = within.as_secs();
                 Err(LinkError::Silent { peer, seconds })
@@ -242,29 +249,32 @@ impl Link {
     ) -> Result<(), LinkError> {
         match self.call(body, fds, within).await? {
             (Body::Done(_), _) => Ok(()),
-            _ => Err(LinkError::Unexpected(self.0.peer)),
+            _ => Err(LinkError::Unexpected(self.inner.peer)),
         }
     }
 
     /// Tells when this exec has ended. To be called before it is begun: it may be over soon.
     pub(crate) fn expect_exec(&self, exec_id: &str) -> ExecEnded {
         let (sender, ended) = oneshot::channel();
-        self.0.waiting().execs.insert(exec_id.to_owned(), sender);
+        self.inner
+            .waiting()
+            .execs
+            .insert(exec_id.to_owned(), sender);
         ExecEnded {
-            inner: self.0.clone(),
+            link: self.clone(),
             exec_id: exec_id.to_owned(),
             ended,
         }
     }
 
     async fn send(&self, message: Message, fds: &Fds) -> Result<(), LinkError> {
-        let peer = self.0.peer;
+        let peer = self.inner.peer;
         loop {
-            match self.0.socket.get_ref().0.send(message.clone(), fds) {
+            match self.inner.socket.get_ref().0.send(message.clone(), fds) {
                 Ok(()) => return Ok(()),
                 Err(ChannelError::Closed) => return Err(LinkError::Lost(peer)),
                 Err(ChannelError::WouldBlock) => {
-                    let ready = self.0.socket.writable().await;
+                    let ready = self.inner.socket.writable().await;
                     let mut ready = ready.map_err(|source| LinkError::Connect {
                         call: "poll",
                         source,
@@ -277,19 +287,18 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+/// Somebody can ask or waits; the last one to go closes the connection. Apart from what the receiving
+/// task holds, which lives until it is closed.
+#[derive(Debug)]
+struct Open(Arc<Inner>);
+
+impl Drop for Open {
     fn drop(&mut self) {
-        // The receiving task holds one more: when it is the last but us, nobody can ask any more.
-        if Arc::strong_count(&self.0) == 2 {
-            self.0.closing.store(true, Ordering::Release);
-            // Wakes the receiving task with an end of file.
-            let shut = rustix::net::shutdown(
-                self.0.socket.get_ref().0.as_fd(),
-                rustix::net::Shutdown::Both,
-            );
-            if let Err(e) = shut {
-                tracing::debug!(error = %e, "shutdown");
-            }
+        self.0.closing.store(true, Ordering::Release);
+        let socket = &self.0.socket.get_ref().0;
+        // Wakes the receiving task with an end of file.
+        if let Err(e) = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Both) {
+            tracing::debug!(error = %e, "shutdown");
         }
     }
 }
@@ -309,7 +318,7 @@ impl Drop for Forget<'_> {
 /// The end of an exec, to be waited for.
 #[derive(Debug)]
 pub(crate) struct ExecEnded {
-    inner: Arc<Inner>,
+    link: Link,
     exec_id: String,
     ended: oneshot::Receiver<Exited>,
 }
@@ -322,13 +331,13 @@ impl ExecEnded {
     /// The connection was lost first.
     pub(crate) async fn wait(&mut self) -> Result<Exited, LinkError> {
         let ended = (&mut self.ended).await;
-        ended.map_err(|_closed| LinkError::Lost(self.inner.peer))
+        ended.map_err(|_closed| LinkError::Lost(self.link.inner.peer))
     }
 }
 
 impl Drop for ExecEnded {
     fn drop(&mut self) {
-        self.inner.waiting().execs.remove(&self.exec_id);
+        self.link.inner.waiting().execs.remove(&self.exec_id);
     }
 }
 
@@ -354,6 +363,18 @@ async fn receive(inner: Arc<Inner>) {
             Err(ChannelError::WouldBlock) => ready.clear_ready(),
             Err(ChannelError::Malformed(what)) => {
                 tracing::warn!(peer = inner.peer, what, "malformed message");
+            }
+            // Ours are used up: only what this answer was for has failed, not the peer.
+            Err(ChannelError::OutOfDescriptors { id }) => {
+                let failure = Failure {
+                    step: "receive descriptors".to_owned(),
+                    object: inner.peer.to_owned(),
+                    errno: rustix::io::Errno::MFILE.raw_os_error(),
+                    kind: FailureKind::Step.into(),
+                };
+                let body = Some(Body::Failed(failure));
+                let fds = Vec::new();
+                dispatch(&inner, Message { id, fds, body }, Fds::new()).await;
             }
             Err(ChannelError::Closed) => break,
             Err(e) => {
@@ -543,7 +564,7 @@ mod tests {
             )
         );
         // Nothing is kept of a question that nobody waits for.
-        assert!(link.0.waiting().replies.is_empty());
+        assert!(link.inner.waiting().replies.is_empty());
         drop(shim);
     }
 
@@ -616,5 +637,23 @@ mod tests {
         for one in asked {
             one.await.unwrap().unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_an_exec_waits_on_is_closed_after_it() {
+        let (link, shim) = pair(None);
+        let mut ended = link.expect_exec("e");
+        drop(link);
+        let exited = Exited {
+            exec_id: "e".to_owned(),
+            code: 3,
+            ..Exited::default()
+        };
+        shim.say(0, Body::Exited(exited));
+        assert_eq!(ended.wait().await.unwrap().code, 3);
+        drop(ended);
+        let channel = shim.0.clone();
+        let end = tokio::task::spawn_blocking(move || channel.receive());
+        assert!(matches!(end.await.unwrap(), Err(ChannelError::Closed)));
     }
 }

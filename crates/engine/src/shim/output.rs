@@ -46,8 +46,14 @@ impl Collector {
 
     /// What was read.
     pub(crate) fn take(self) -> Vec<u8> {
-        self.reader.abort();
         std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        // Whoever may hold the pipe: its writers are told that nobody reads.
+        self.reader.abort();
     }
 }
 
@@ -99,5 +105,14 @@ mod tests {
         assert!(waited.await.is_err(), "the pipe is held");
         assert_eq!(collector.take(), b"hello");
         drop(writer);
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_is_dropped_closes_its_end() {
+        let (writer, collector) = Collector::new().unwrap();
+        drop(collector);
+        while rustix::io::write(&writer, b"x") != Err(Errno::PIPE) {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -31,6 +31,7 @@ pub(crate) struct Zygote {
     socket: PathBuf,
     log: PathBuf,
     home: Home,
+    open_files: Option<u64>,
     link: Mutex<Option<Link>>,
 }
 
@@ -48,14 +49,21 @@ fn failed(e: LinkError) -> StepFailure {
 }
 
 impl Zygote {
-    /// `program` is the path of `wharf-shim`; socket and log lie in `state`.
-    pub(crate) fn new(program: PathBuf, state: &std::path::Path, home: Home) -> Self {
+    /// `program` is the path of `wharf-shim`; socket and log lie in `state`; `open_files` is its soft
+    /// limit, which shims and containers inherit, when it is not to be ours.
+    pub(crate) fn new(
+        program: PathBuf,
+        state: &std::path::Path,
+        home: Home,
+        open_files: Option<u64>,
+    ) -> Self {
         let (socket, log) = (state.join("zygote.sock"), state.join("shim.log"));
         Self {
             program,
             socket,
             log,
             home,
+            open_files,
             link: Mutex::new(None),
         }
     }
@@ -170,6 +178,9 @@ impl Zygote {
             .fd(log.as_fd(), 2);
         for ((_, fd), number) in numbered {
             program = program.fd(fd, number);
+        }
+        if let Some(soft) = self.open_files {
+            program = program.open_files(soft);
         }
         let started = program
             .own_session()

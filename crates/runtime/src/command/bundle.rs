@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use wharf_cgroup::{Cgroup, CgroupError, Cgroups};
 use wharf_plan::Fds;
 use wharf_plan::container::ContainerPlan;
-use wharf_runtime::compile::{CompileOptions, Compiled, compile};
+use wharf_runtime::compile::{CompileOptions, Compiled, compile, refuse_in_host};
 use wharf_runtime::launch::sources;
 use wharf_runtime::spec::{self, Spec};
 
@@ -130,6 +130,11 @@ impl Bundle {
         }
         for namespace in &self.compiled.namespaces {
             let fd = open_namespace(Path::new(&namespace.path))?;
+            // By path one can join the host's too, which is then not the container's to change.
+            if is_own(&fd, namespace.descriptor)? {
+                refuse_in_host(&plan.sysctls, namespace.kind)
+                    .map_err(|e| Failure::because(&format!("bundle {}", self.dir.display()), &e))?;
+            }
             fds.push(namespace.descriptor, fd);
         }
         let members = cgroup.member_fds();
@@ -142,6 +147,19 @@ impl Bundle {
         }
         Ok((plan, fds))
     }
+}
+
+/// Whether `joined`, called `ns.KIND`, is the namespace that we are in ourselves.
+fn is_own(joined: &OwnedFd, descriptor: &str) -> Result<bool, Failure> {
+    let kind = descriptor.trim_start_matches("ns.");
+    let path = format!("/proc/self/ns/{kind}");
+    let own = open_namespace(Path::new(&path))?;
+    let stat = |fd: &OwnedFd| {
+        let stat = rustix::fs::fstat(fd);
+        stat.map_err(|e| Failure::io(format!("stat {path}"), e))
+    };
+    let (joined, own) = (stat(joined)?, stat(&own)?);
+    Ok((joined.st_dev, joined.st_ino) == (own.st_dev, own.st_ino))
 }
 
 fn open_namespace(path: &Path) -> Result<OwnedFd, Failure> {

@@ -49,6 +49,12 @@ pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Says why no command line is looked at at all.
+pub(crate) fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    Log::to_stderr().error(&Failure::because("begin", error));
+    ExitCode::FAILURE
+}
+
 fn run(options: &Options, log: &Log) -> Result<u8, Failure> {
     match &options.verb {
         Verb::Help => say(args::HELP).map(|()| 0),

@@ -67,34 +67,51 @@ fn path(name: &str) -> Result<String, CompileError> {
 }
 
 fn allowed(linux: &Linux, name: &str, path: &str) -> Result<(), CompileError> {
-    let has = |kind| linux.namespaces.iter().any(|entry| entry.kind == kind);
-    let needs = |kind: NamespaceKind| {
-        if has(kind) {
-            Ok(())
-        } else {
-            Err(invalid(
-                name,
-                &format!(
-                    "would change the host: it needs a {} namespace of the container's own",
-                    kind.name()
-                ),
-            ))
-        }
-    };
-    if IPC.contains(&path) || path.starts_with("fs/mqueue/") {
-        return needs(NamespaceKind::Ipc);
+    if path == "kernel/hostname" {
+        return Err(invalid(name, "is set by the field hostname"));
     }
-    if path.starts_with("net/") {
-        return needs(NamespaceKind::Network);
-    }
-    match path {
-        "kernel/domainname" => needs(NamespaceKind::Uts),
-        "kernel/hostname" => Err(invalid(name, "is set by the field hostname")),
-        _ => Err(invalid(
+    let Some(kind) = namespace(path) else {
+        return Err(invalid(
             name,
             "is not in a namespace: it would change the host",
-        )),
+        ));
+    };
+    if linux.namespaces.iter().any(|entry| entry.kind == kind) {
+        return Ok(());
     }
+    Err(invalid(
+        name,
+        &format!(
+            "would change the host: it needs a {} namespace of the container's own",
+            kind.name()
+        ),
+    ))
+}
+
+/// The kind of namespace that a parameter belongs to.
+fn namespace(path: &str) -> Option<NamespaceKind> {
+    if IPC.contains(&path) || path.starts_with("fs/mqueue/") {
+        return Some(NamespaceKind::Ipc);
+    }
+    if path.starts_with("net/") {
+        return Some(NamespaceKind::Network);
+    }
+    (path == "kernel/domainname").then_some(NamespaceKind::Uts)
+}
+
+/// For whoever has opened a namespace of kind `kind` that the document joins, and found that it is the
+/// host's: refuses the kernel parameters that the document would set in it.
+///
+/// # Errors
+/// [`CompileError`], naming the parameter.
+pub fn refuse_in_host(sysctls: &[SysctlPlan], kind: NamespaceKind) -> Result<(), CompileError> {
+    let first = sysctls.iter().find(|s| namespace(&s.path) == Some(kind));
+    first.map_or(Ok(()), |sysctl| {
+        Err(invalid(
+            &sysctl.path,
+            &format!("is not allowed in the host's {} namespace", kind.name()),
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::path::RootFd;
 use super::prepare;
 use super::process::{Process, Wait};
 use super::status::{During as _, Failed, Fault, On as _, Pending, Report, Step, StepError};
-use super::{Parent, Stdio, Target, mounts, terminal};
+use super::{Stdio, Target, mounts, terminal};
 
 /// See [`super::exec`].
 pub(super) fn exec(
@@ -21,7 +21,6 @@ pub(super) fn exec(
     plan: &ProcessPlan,
     mut fds: Fds,
     stdio: Stdio,
-    parent: Parent,
 ) -> Result<Pending, StepError> {
     let process = prepare::process(plan, &mut fds, stdio)?;
     if target.namespaces.user() != Namespace::Inherit {
@@ -33,7 +32,6 @@ pub(super) fn exec(
     let how = How {
         namespaces: 0,
         cgroup: process.cgroup2.as_ref().map(|fd| fd.as_fd()),
-        sibling: parent == Parent::Callers,
     };
     let mut child = Child {
         process: &process,
@@ -41,9 +39,11 @@ pub(super) fn exec(
         keep: &keep,
         target: target.pidfd,
     };
-    let make = || clone3(&how, &mut child, Child::main);
+    let make = || {
+        let made = clone3(&how, &mut child, Child::main);
+        made.map_err(|e| StepError::new(Step::Clone, "", e))
+    };
     let made = in_pid_namespace(PidNamespace::Of(target.pidfd), make)?;
-    let made = made.map_err(|e| StepError::new(Step::Clone, "", e))?;
     Ok(Pending::new(made, maker, false))
 }
 

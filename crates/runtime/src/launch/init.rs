@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::thread::{ThreadNameSpaceType, move_into_link_name_space};
 use wharf_plan::Fds;
 use wharf_plan::container::ContainerPlan;
@@ -12,7 +13,7 @@ use super::path::{Place, RootFd};
 use super::prepare::{self, Init};
 use super::process::Wait;
 use super::status::{During as _, Failed, Fault, On as _, Pending, Report, Step, StepError};
-use super::{Parent, Park, Stdio, devices, mounts, terminal};
+use super::{Park, Stdio, devices, mounts, terminal};
 
 /// See [`super::create`].
 pub(super) fn create(
@@ -20,7 +21,6 @@ pub(super) fn create(
     fds: Fds,
     stdio: Stdio,
     park: Park,
-    parent: Parent,
 ) -> Result<Pending, StepError> {
     let init = prepare::init(plan, fds, stdio, park)?;
     let console = Place::new(b"/dev/console").map_err(|_nul| StepError::plan("console"))?;
@@ -30,21 +30,23 @@ pub(super) fn create(
     let how = How {
         namespaces: init.new,
         cgroup: init.process.cgroup2.as_ref().map(|fd| fd.as_fd()),
-        sibling: parent == Parent::Callers,
     };
+    let late = init.mounts.iter().filter(|mount| mount.is_late());
     let mut child = Child {
         init: &init,
         report: &report,
         keep: &keep,
         console: &console,
+        late: Vec::with_capacity(late.count()),
+    };
+    let mut make = || {
+        let made = clone3(&how, &mut child, Child::main);
+        made.map_err(|e| StepError::new(Step::Clone, plan.id.as_str(), e))
     };
     let made = match &init.pid_namespace {
-        Some(namespace) => in_pid_namespace(PidNamespace::Link(namespace.as_fd()), || {
-            clone3(&how, &mut child, Child::main)
-        })?,
-        None => clone3(&how, &mut child, Child::main),
+        Some(namespace) => in_pid_namespace(PidNamespace::Link(namespace.as_fd()), make)?,
+        None => make()?,
     };
-    let made = made.map_err(|e| StepError::new(Step::Clone, plan.id.as_str(), e))?;
     Ok(Pending::new(made, maker, true))
 }
 
@@ -57,11 +59,15 @@ pub(super) enum PidNamespace<'fd> {
     Of(BorrowedFd<'fd>),
 }
 
-/// Runs `make` while children of this thread are born in `namespace`.
-pub(super) fn in_pid_namespace<T>(
+/// `SIGKILL`.
+const KILL: i32 = 9;
+
+/// Runs `make` while children of this thread are born in `namespace`. When there is no way back, the
+/// child is killed and reaped, and the error [says](StepError::caller_must_end) that the caller is lost.
+pub(super) fn in_pid_namespace(
     namespace: PidNamespace<'_>,
-    make: impl FnOnce() -> T,
-) -> Result<T, StepError> {
+    make: impl FnOnce() -> Result<clone::Child, StepError>,
+) -> Result<clone::Child, StepError> {
     let failed = |e| StepError::new(Step::Namespaces, "pid", e);
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let mode = rustix::fs::Mode::empty();
@@ -74,8 +80,16 @@ pub(super) fn in_pid_namespace<T>(
     }
     .map_err(failed)?;
     let made = make();
-    join(own.as_fd(), rustix::thread::LinkNameSpaceType::ProcessID).map_err(failed)?;
-    Ok(made)
+    let back = join(own.as_fd(), rustix::thread::LinkNameSpaceType::ProcessID);
+    if let Err(e) = back {
+        if let Ok(child) = made {
+            // It may have ended by itself.
+            wharf_sys::signal::send(&child.pidfd, KILL).ok();
+            waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).ok();
+        }
+        return Err(StepError::new(Step::WayBack, "pid", e));
+    }
+    made
 }
 
 fn join(fd: BorrowedFd<'_>, kind: rustix::thread::LinkNameSpaceType) -> Result<(), Errno> {
@@ -88,6 +102,8 @@ struct Child<'a> {
     report: &'a Report,
     keep: &'a [BorrowedFd<'a>],
     console: &'a Place,
+    /// Mounts that become read-only later; it never grows beyond what was allocated for it.
+    late: Vec<OwnedFd>,
 }
 
 impl Child<'_> {
@@ -101,7 +117,7 @@ impl Child<'_> {
     }
 
     /// The story. Every step says why it has its place.
-    fn story(&self) -> Result<std::convert::Infallible, Failed> {
+    fn story(&mut self) -> Result<std::convert::Infallible, Failed> {
         let init = self.init;
         // 1. Nothing of the maker's stays: descriptors, signals. Then its cgroups, before anything is
         //    done on the container's account, and before the cgroup namespace takes them for its root.
@@ -126,6 +142,11 @@ impl Child<'_> {
         self.make_nodes(image)?;
         // 5. The terminal needs the container's devpts, and /dev/console must not be masked by it.
         let terminal = self.open_terminal(image).during(Step::Terminal)?;
+        // A working directory that is missing, before all is read-only.
+        init.process.make_cwd(image)?;
+        for mount in self.late.drain(..) {
+            mounts::seal(&mount).during(Step::Mount)?;
+        }
         // 6. What is hidden or read-only covers what was mounted; hidden last, since a read-only
         //    copy of a directory would show again what is hidden in it.
         for place in &init.readonly_paths {
@@ -181,7 +202,7 @@ impl Child<'_> {
         Ok(())
     }
 
-    fn mount_all(&self, image: RootFd<'_>) -> Result<(), Failed> {
+    fn mount_all(&mut self, image: RootFd<'_>) -> Result<(), Failed> {
         for (at, mount) in self.init.mounts.iter().enumerate() {
             let shown = &mount.place.shown;
             let made = mount.make(image).on(shown).during(Step::Mount)?;
@@ -194,6 +215,11 @@ impl Child<'_> {
             }
             let attached = mount.attach(made.as_ref(), image).on(shown);
             attached.during(Step::Mount)?;
+            if let Some(made) = made
+                && mount.is_late()
+            {
+                self.late.push(made);
+            }
         }
         Ok(())
     }
@@ -230,10 +256,54 @@ impl Child<'_> {
         if !self.init.rootfs_readonly {
             return Ok(());
         }
-        let change = wharf_sys::mount::Change {
-            set: wharf_sys::mount::RDONLY,
-            ..wharf_sys::mount::Change::default()
+        mounts::seal(&self.init.rootfs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp;
+    use crate::spec::{Seccomp, SeccompAction, SeccompSyscall};
+    use wharf_sys::seccomp::Filter;
+
+    #[test]
+    fn a_child_without_a_way_back_for_its_maker_is_killed_and_the_maker_told() {
+        if !rustix::process::geteuid().is_root() {
+            println!("a_child_without_a_way_back: skipped, it needs root");
+            return;
+        }
+        let profile = Seccomp {
+            default_action: SeccompAction::Allow,
+            syscalls: vec![SeccompSyscall {
+                names: vec!["setns".to_owned()],
+                action: SeccompAction::Errno,
+                ..SeccompSyscall::default()
+            }],
+            ..Seccomp::default()
         };
-        wharf_sys::mount::set_attributes(&self.init.rootfs, &change, false)
+        let filter = Filter::from_bytes(&seccomp::compile(&profile).unwrap().code).unwrap();
+        // The filter is the thread's, for ever.
+        let lost = std::thread::spawn(move || {
+            let own = std::fs::File::open("/proc/thread-self/ns/pid").unwrap();
+            let mut born = None;
+            let made = in_pid_namespace(PidNamespace::Link(own.as_fd()), || {
+                filter.load(0).unwrap();
+                let child = clone3(&How::default(), &mut (), |()| {
+                    rustix::event::poll(&mut [], None).map_or(1, |_| 0)
+                });
+                let child = child.unwrap();
+                born = Some(child.pid);
+                Ok(child)
+            });
+            let error = made.unwrap_err();
+            assert!(error.caller_must_end(), "{error}");
+            let pid = i32::try_from(born.unwrap()).unwrap();
+            let pid = rustix::process::Pid::from_raw(pid);
+            let status = rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG);
+            assert_eq!(status.unwrap_err(), Errno::CHILD);
+        });
+        lost.join().unwrap();
+        assert!(!StepError::plan("x").caller_must_end());
     }
 }

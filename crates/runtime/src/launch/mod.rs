@@ -24,6 +24,7 @@ mod process; // what init and exec have in common, up to execve
 mod init; // the story of a container's first process
 mod exec; // the story of another process in a container
 mod sandbox; // PID 1 of a pod's shared PID namespace
+pub mod own_copy; // our own program, out of a container's reach
 pub mod sources; // roots and bind sources, opened by the planner
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -33,7 +34,7 @@ use wharf_plan::container::{ContainerPlan, Namespaces};
 use wharf_plan::process::ProcessPlan;
 
 pub use sandbox::sandbox_init;
-pub use status::{Parts, Pending, Progress, StepError, release_parked};
+pub use status::{Pending, Progress, StepError, release_parked};
 
 /// Where stdio goes; `None` is /dev/null. Ignored for a process with a terminal.
 #[derive(Debug, Default)]
@@ -55,15 +56,6 @@ pub enum Park {
     /// By this listening `SOCK_SEQPACKET` socket (see [`release_parked`]), for a maker that ends before.
     /// Whether the program exists is checked before it parks, as `runc create` does.
     Listener(OwnedFd),
-}
-
-/// Whose child a made process is, so who waits for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parent {
-    /// The caller's.
-    Caller,
-    /// That of the caller's parent: for a caller that only lends its cgroups.
-    Callers,
 }
 
 /// The container that an exec joins.
@@ -89,21 +81,7 @@ pub fn create(
     stdio: Stdio,
     park: Park,
 ) -> Result<Pending, StepError> {
-    init::create(plan, fds, stdio, park, Parent::Caller)
-}
-
-/// As [`create`] with [`Park::Socket`], for a child of `parent`.
-///
-/// # Errors
-///
-/// As [`create`].
-pub fn create_for(
-    parent: Parent,
-    plan: &ContainerPlan,
-    fds: Fds,
-    stdio: Stdio,
-) -> Result<Pending, StepError> {
-    init::create(plan, fds, stdio, Park::Socket, parent)
+    init::create(plan, fds, stdio, park)
 }
 
 /// Makes another process in the container of `target`; it executes at once. Of `fds` are used:
@@ -118,20 +96,5 @@ pub fn exec(
     fds: Fds,
     stdio: Stdio,
 ) -> Result<Pending, StepError> {
-    exec::exec(target, process, fds, stdio, Parent::Caller)
-}
-
-/// As [`exec`], for a child of `parent`.
-///
-/// # Errors
-///
-/// As [`exec`].
-pub fn exec_for(
-    parent: Parent,
-    target: Target<'_>,
-    process: &ProcessPlan,
-    fds: Fds,
-    stdio: Stdio,
-) -> Result<Pending, StepError> {
-    exec::exec(target, process, fds, stdio, parent)
+    exec::exec(target, process, fds, stdio)
 }

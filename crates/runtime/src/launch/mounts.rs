@@ -4,7 +4,7 @@
 //! a mount has too few flags, and no second look-up that could lead elsewhere.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -100,8 +100,7 @@ impl Mount {
         let Source::FileSystem(fs) = &self.source else {
             return Ok(None);
         };
-        // Read-only comes last: we still have to write into it.
-        let late = if self.copy_up { attribute(RDONLY) } else { 0 };
+        let late = if self.is_late() { attribute(RDONLY) } else { 0 };
         let made = fs.mount(self.attributes & !late)?;
         if self.copy_up {
             match self.place.read_dir(image) {
@@ -109,13 +108,16 @@ impl Mount {
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e.into()),
             }
-            let change = Change {
-                set: u64::from(self.attributes & late),
-                ..Change::default()
-            };
-            set_attributes(&made, &change, false)?;
         }
         Ok(Some(made))
+    }
+
+    /// Whether it is made writable and becomes read-only by [`seal`], when all that belongs into it is
+    /// there: it is empty at first, and later mounts, nodes and links need their places in it.
+    pub(super) fn is_late(&self) -> bool {
+        let is_tmpfs =
+            matches!(&self.source, Source::FileSystem(fs) if fs.kind.as_c_str() == c"tmpfs");
+        is_tmpfs && self.attributes & attribute(RDONLY) != 0
     }
 
     /// Attaches `made` (or the bind) to its destination, which is made when it is missing.
@@ -144,6 +146,15 @@ impl Mount {
         }
         Ok(())
     }
+}
+
+/// Makes a mount read-only.
+pub(super) fn seal(mount: impl AsFd) -> Result<(), Errno> {
+    let change = Change {
+        set: RDONLY,
+        ..Change::default()
+    };
+    set_attributes(mount, &change, false)
 }
 
 fn attribute(bits: u64) -> u32 {
@@ -262,15 +273,37 @@ pub(super) fn make_private() -> Result<(), Errno> {
     )
 }
 
+/// Leaves every mount for an empty file system that nothing can be written to: the root of a process
+/// that needs no file. The mount namespace must be private, and no other process's.
+pub(super) fn leave_all() -> Result<(), Fault> {
+    let fs = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [(c"mode", c"0555"), (c"nr_inodes", c"1"), (c"size", c"4k")] {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), key, value).on(key)?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    let attributes = MountAttrFlags::from_bits_retain(attribute(RDONLY | NOSUID | NODEV | NOEXEC));
+    let root = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(root.as_fd(), c"", CWD, c"/", flags).on(c"/")?;
+    // The old root alone.
+    enter(root.as_fd(), 1).map_err(Fault::from)
+}
+
 /// The container's root becomes ours, and everything else goes away.
 pub(super) fn pivot(rootfs: BorrowedFd<'_>) -> Result<(), Errno> {
+    // The scratch, which lies on the old root, then the old root.
+    enter(rootfs, 2)
+}
+
+/// The mount `rootfs` becomes the root; then the `above` mounts go away that lie on it.
+fn enter(rootfs: BorrowedFd<'_>, above: u32) -> Result<(), Errno> {
     rustix::process::fchdir(rootfs)?;
     // pivot_root(2): with both names the same, the old root lies on top of the new one, and no
     // directory for it is needed in the image.
     rustix::process::pivot_root(c".", c".")?;
-    // The scratch, which lies on the old root, then the old root.
-    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
-    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    for _mount in 0..above {
+        rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    }
     rustix::process::chdir(c"/")?;
     // Above the root there is the root again: with whatever is mounted on it. If that is not what we
     // put there, the host is still within reach, and no container may start.

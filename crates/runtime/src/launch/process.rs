@@ -125,11 +125,15 @@ impl Process {
         for limit in &self.rlimits {
             set_limit(limit, report).during(Step::Rlimit)?;
         }
-        // 2. Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before that is dropped.
+        // 2. A parked init holds nothing open, above all not its maker's stdio: who waits for the end
+        //    of that would wait for ever. All of ours have O_CLOEXEC; the second call is for the one
+        //    that is forgotten some day. Before any filter, which need not allow it.
+        self.close(report, wait).during(Step::Descriptors)?;
+        // 3. Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before that is dropped.
         if !self.no_new_privileges {
             self.seccomp().during(Step::Seccomp)?;
         }
-        // 3. The bounding set while CAP_SETPCAP is there, the user while CAP_SETUID is.
+        // 4. The bounding set while CAP_SETPCAP is there, the user while CAP_SETUID is.
         self.bound().during(Step::Capabilities)?;
         self.user().during(Step::User)?;
         self.capabilities(report).during(Step::Capabilities)?;
@@ -146,10 +150,6 @@ impl Process {
             let done = rustix::thread::set_no_new_privs(true);
             done.during(Step::NoNewPrivileges)?;
         }
-        // 4. A parked init holds nothing open, above all not its maker's stdio: who waits for the end
-        //    of that would wait for ever. All of ours have O_CLOEXEC; the second call is for the one
-        //    that is forgotten some day.
-        self.close(report, wait).during(Step::Descriptors)?;
         // 5. The filter as late as can be: it sees the wait's end and execve, nothing else.
         let over = self.wait(report, wait)?;
         let failed = self.execute();
@@ -318,18 +318,30 @@ impl Process {
         Ok(())
     }
 
+    /// Makes the working directory beneath `image` when it is missing.
+    pub(super) fn make_cwd(&self, image: RootFd<'_>) -> Result<(), Failed> {
+        let made = match self.cwd_place.open(image) {
+            Err(Errno::NOENT) => self.new_cwd(image).map(drop),
+            // Whatever else is wrong with it is said by who enters it.
+            _ => Ok(()),
+        };
+        made.on(&self.cwd).during(Step::Cwd)
+    }
+
+    fn new_cwd(&self, image: RootFd<'_>) -> Result<OwnedFd, Errno> {
+        let made = self.cwd_place.open_or_make(image, Make::Directory)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&made, c".", flags, Mode::empty())?;
+        rustix::fs::fchown(&dir, Some(self.uid), Some(self.gid))?;
+        Ok(dir)
+    }
+
     /// Enters the working directory, made when missing; `false` when only the user may enter it.
     fn enter_cwd(&self) -> Result<bool, Fault> {
         let root = mounts::open_root()?;
         let image = RootFd::image(root.as_fd());
         let dir = match self.cwd_place.open(image) {
-            Err(Errno::NOENT) => {
-                let made = self.cwd_place.open_or_make(image, Make::Directory)?;
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let dir = rustix::fs::openat(&made, c".", flags, Mode::empty())?;
-                rustix::fs::fchown(&dir, Some(self.uid), Some(self.gid))?;
-                dir
-            }
+            Err(Errno::NOENT) => self.new_cwd(image)?,
             Err(Errno::ACCESS) => return Ok(false),
             other => other?,
         };

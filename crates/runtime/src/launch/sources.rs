@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -60,18 +60,32 @@ pub fn home_directory(root: BorrowedFd<'_>, uid: u32) -> String {
     }
 }
 
-/// The image may have anything in this place: only a regular file is read, and not all of a large one.
-fn read_passwd(root: BorrowedFd<'_>) -> io::Result<String> {
+/// Opens the regular file `path` beneath `root` for reading. An image may have anything in any place, and
+/// merely to open a device can do something, so nothing else is ever opened.
+///
+/// # Errors
+///
+/// `NotFound`; `InvalidInput` for what is no regular file; those of `openat2(2)`.
+pub fn regular_file(root: BorrowedFd<'_>, path: &str) -> io::Result<File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let handle = rustix::fs::openat2(root, c"etc/passwd", OFlags::PATH, Mode::empty(), resolve)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?;
     let stat = rustix::fs::fstat(&handle)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(io::ErrorKind::InvalidData.into());
+        let text = "is no regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    let file = rustix::fs::openat2(root, c"etc/passwd", flags, Mode::empty(), resolve)?;
+    // What was looked at, whatever lies at the path by now.
+    let same = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    Ok(File::from(rustix::fs::open(same, flags, Mode::empty())?))
+}
+
+/// Not all of a large one.
+fn read_passwd(root: BorrowedFd<'_>) -> io::Result<String> {
+    let file = regular_file(root, "etc/passwd")?;
     let mut bytes = Vec::new();
-    File::from(file).take(PASSWD_MAX).read_to_end(&mut bytes)?;
+    file.take(PASSWD_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -149,5 +163,24 @@ mod tests {
         std::fs::remove_file(&passwd).unwrap();
         std::os::unix::fs::symlink("/dev/zero", &passwd).unwrap();
         assert_eq!(home(0), "/");
+    }
+
+    /// Opening the terminal multiplexer makes a terminal, opening a watchdog starts it: a socket is the
+    /// one such thing that a test can tell by its error, for it cannot be opened at all (`ENXIO`).
+    #[test]
+    fn what_is_no_regular_file_is_not_even_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = File::open(root.path()).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.path().join("s")).unwrap();
+        std::os::unix::fs::symlink("s", root.path().join("l")).unwrap();
+        for path in ["s", "l", "."] {
+            let e = regular_file(dir.as_fd(), path).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::InvalidInput, "{path}: {e}");
+        }
+        std::fs::write(root.path().join("f"), "text").unwrap();
+        let mut text = String::new();
+        let mut file = regular_file(dir.as_fd(), "/f").unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
     }
 }

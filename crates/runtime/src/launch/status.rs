@@ -32,7 +32,7 @@ const PARKED: u8 = 4;
 
 /// Defines the steps with their names, and their numbers on the wire.
 macro_rules! steps {
-    ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
+    ($($(#[$doc:meta])* $step:ident = $name:expr,)*) => {
         /// The steps of a child, in the words of errors and logs.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u8)]
@@ -50,6 +50,7 @@ steps! {
     Cgroup = "join cgroup",
     Session = "setsid",
     Namespaces = "join namespaces",
+    WayBack = WAY_BACK,
     CgroupNamespace = "unshare cgroup namespace",
     Loopback = "bring lo up",
     Hostname = "set hostname",
@@ -83,6 +84,9 @@ steps! {
     Park = "park",
     Execve = "execve",
 }
+
+/// The name of [`Step::WayBack`].
+const WAY_BACK: &str = "leave the container's namespaces";
 
 fn step_name(code: u8) -> &'static str {
     let found = STEPS.iter().find(|(step, _)| *step == code);
@@ -136,6 +140,12 @@ impl StepError {
             object: object.into(),
             errno: errno.raw_os_error(),
         }
+    }
+
+    /// The calling thread is left with a PID namespace of a container for its children, and every one that
+    /// it makes from now on would be born there: the process must end.
+    pub fn caller_must_end(&self) -> bool {
+        self.step == WAY_BACK
     }
 
     /// A plan that cannot be carried out; `why` stands where the object does.
@@ -342,40 +352,7 @@ pub struct Pending {
     must_park: bool,
 }
 
-/// A [`Pending`] on its way to another process, which is the made one's parent.
-#[derive(Debug)]
-pub struct Parts {
-    /// Its process id, in the maker's PID namespace.
-    pub pid: u32,
-    /// Names it for ever.
-    pub pidfd: OwnedFd,
-    /// The maker's end of the status socket.
-    pub status: OwnedFd,
-    /// It is an init, which parks before it executes its program.
-    pub parks: bool,
-}
-
 impl Pending {
-    /// What it is made of. Nothing may have been read from it yet: that would be lost.
-    pub fn into_parts(self) -> Parts {
-        Parts {
-            pid: self.pid,
-            pidfd: self.pidfd,
-            status: self.status.socket,
-            parks: self.must_park,
-        }
-    }
-
-    /// One that another process has made.
-    pub fn from_parts(parts: Parts) -> Self {
-        Self {
-            pid: parts.pid,
-            pidfd: parts.pidfd,
-            status: Status::new(parts.status),
-            must_park: parts.parks,
-        }
-    }
-
     pub(super) fn new(child: wharf_sys::clone::Child, socket: OwnedFd, must_park: bool) -> Self {
         Self {
             pid: child.pid,

@@ -447,6 +447,9 @@ fn a_pod_shares_a_pid_namespace_whose_init_reaps_and_dies_last() {
         return;
     };
     let (pid, pidfd) = sandbox_init().unwrap();
+    // As a container sees it that forges its sender, or one outside: nothing happens.
+    pidfd_send_signal(&pidfd, Signal::TERM).unwrap();
+    pidfd_send_signal(&pidfd, Signal::INT).unwrap();
     let open = || OwnedFd::from(std::fs::File::open(format!("/proc/{pid}/ns/pid")).unwrap());
     let mut plan = shell(
         "cat /proc/1/comm; test $$ -gt 1; readlink /proc/1/exe; kill -TERM 1; ls /proc/1/comm",
@@ -459,6 +462,56 @@ fn a_pod_shares_a_pid_namespace_whose_init_reaps_and_dies_last() {
     assert_eq!(outcome.output, "wharf-sandbox\n/proc/1/comm\n");
     pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
     assert_eq!(exit_status(&pidfd), (None, Some(9)));
+}
+
+#[test]
+fn a_tracing_container_finds_nothing_of_the_host_in_its_pods_first_process() {
+    let name = "a_tracing_container";
+    let (true, Some(root)) = (is_root(name), Rootfs::new(name)) else {
+        return;
+    };
+    let trace = 1 << 19; // CAP_SYS_PTRACE
+    if wharf_sys::capability::get().unwrap().permitted & trace == 0 {
+        println!("{name}: skipped, it needs CAP_SYS_PTRACE");
+        return;
+    }
+    let (pid, pidfd) = sandbox_init().unwrap();
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/pid")).unwrap();
+    let mut plan = shell(
+        "cd /proc/1/root/ && ls -A . | wc -l
+        stat -c %a . ; touch x || echo cannot touch; mkdir proc || echo cannot mkdir
+        test -e proc/sys/kernel/core_pattern || echo no sysctl
+        test -e sys || echo no sysfs
+        cut -d' ' -f5,6 /proc/1/mountinfo
+        ls -A /proc/1/cwd/ | wc -l
+        grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb|NoNewPrivs|Seccomp):' /proc/1/status",
+    );
+    plan.namespaces.as_mut().unwrap().pid = Namespace::Pod.into();
+    let capabilities = process(&mut plan).capabilities.as_mut().unwrap();
+    for set in [
+        &mut capabilities.bounding,
+        &mut capabilities.effective,
+        &mut capabilities.permitted,
+    ] {
+        *set |= trace;
+    }
+    let mut fds = fds(&root);
+    fds.push("ns.pid", namespace.into());
+    let outcome = run(&plan, fds).unwrap();
+    pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+    assert_eq!(exit_status(&pidfd), (None, Some(9)));
+    let nothing = "0000000000000000";
+    assert_eq!(
+        outcome.output,
+        format!(
+            "0\n555\ntouch: x: Read-only file system\ncannot touch\n\
+            mkdir: can't create directory 'proc': Read-only file system\ncannot mkdir\n\
+            no sysctl\nno sysfs\n/ ro,nosuid,nodev,noexec,relatime\n0\n\
+            Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\nGroups:\t \n\
+            CapInh:\t{nothing}\nCapPrm:\t{nothing}\nCapEff:\t{nothing}\nCapAmb:\t{nothing}\n\
+            NoNewPrivs:\t1\nSeccomp:\t2\n"
+        )
+    );
 }
 
 #[test]

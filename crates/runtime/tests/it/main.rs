@@ -8,3 +8,4 @@ mod rig; // root file systems, bundles, peers
 mod launch; // the library: create, exec, sandbox
 mod oracle; // the same bundle by ours, runc and crun
 mod commands; // the command's verbs
+mod own_program; // what a container can do with our program

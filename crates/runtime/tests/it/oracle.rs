@@ -207,6 +207,100 @@ fn a_filter_of_system_calls_forbids_what_it_says() {
 }
 
 #[test]
+fn a_filter_need_not_allow_what_only_we_call() {
+    let name = "a_filter_need_not";
+    let Some(mut bundle) = Bundle::script(name, "echo here") else {
+        return;
+    };
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["close_range"], "action": "SCMP_ACT_KILL_PROCESS"}],
+    });
+    let ours = bundle.run(&Runtime::ours());
+    assert_eq!(
+        (&*ours.stdout, ours.code),
+        ("here\n", Some(0)),
+        "{}",
+        ours.stderr
+    );
+}
+
+#[test]
+fn a_missing_working_directory_is_made_before_the_root_is_readonly() {
+    let name = "a_missing_working_directory";
+    let Some(mut bundle) = Bundle::script(name, "pwd; stat -c %u:%g .; touch x 2>&1") else {
+        return;
+    };
+    bundle.config["root"]["readonly"] = json!(true);
+    bundle.config["process"]["cwd"] = json!("/var/lib/app");
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 8});
+    let ours = bundle.run(&Runtime::ours());
+    assert_eq!(
+        ours.stdout, "/var/lib/app\n7:8\ntouch: x: Read-only file system\n",
+        "{}",
+        ours.stderr
+    );
+}
+
+#[test]
+fn a_readonly_tmpfs_has_the_mount_points_that_lie_in_it() {
+    let name = "a_readonly_tmpfs";
+    let script = "cat /cover/deep/file; touch /cover/x /dev/x 2>&1; touch /cover/deep/y && echo rw";
+    let Some(mut bundle) = Bundle::script(name, script) else {
+        return;
+    };
+    let beside = bundle.rootfs.beside().join("deep");
+    std::fs::create_dir(&beside).unwrap();
+    std::fs::write(beside.join("file"), "deep\n").unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts[1]["options"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!("ro"));
+    mounts.extend([
+        json!({"destination": "/cover", "type": "tmpfs", "source": "tmpfs", "options": ["ro", "size=1m"]}),
+        json!({"destination": "/cover/deep", "type": "bind", "source": beside, "options": ["bind"]}),
+    ]);
+    let ours = bundle.run(&Runtime::ours());
+    assert_eq!(
+        ours.stdout,
+        "deep\ntouch: /cover/x: Read-only file system\ntouch: /dev/x: Read-only file system\nrw\n",
+        "{}",
+        ours.stderr
+    );
+}
+
+#[test]
+fn kernel_parameters_of_a_joined_namespace_that_is_the_hosts_are_refused() {
+    let name = "kernel_parameters";
+    let cases = [
+        ("network", "net", "net.ipv4.ip_forward"),
+        ("ipc", "ipc", "kernel.shmmni"),
+        ("uts", "uts", "kernel.domainname"),
+    ];
+    for (kind, file, sysctl) in cases {
+        let Some(mut bundle) = Bundle::new(name, &["true"]) else {
+            return;
+        };
+        let linux = &mut bundle.config["linux"];
+        let namespaces = linux["namespaces"].as_array_mut().unwrap();
+        let entry = namespaces.iter_mut().find(|n| n["type"] == kind).unwrap();
+        entry["path"] = json!(format!("/proc/{}/ns/{file}", std::process::id()));
+        // What it is already: nothing would change.
+        let now = std::fs::read_to_string(format!("/proc/sys/{}", sysctl.replace('.', "/")));
+        linux["sysctl"] = json!({sysctl: now.unwrap().trim()});
+        bundle.config["hostname"] = json!("");
+        let out = bundle.run(&Runtime::ours());
+        assert_eq!(out.code, Some(1), "{sysctl}");
+        let words = format!("is not allowed in the host's {kind} namespace");
+        assert!(out.stderr.contains(&words), "{}", out.stderr);
+        assert_eq!(bundle.cgroups(), 0);
+    }
+}
+
+#[test]
 fn volumes_readonly_writable_and_nested() {
     let name = "volumes";
     let script = "cat /ro/file; touch /ro/x 2>/dev/null; echo $?; touch /rw/x; echo $?; cat /rw/nested/file; \

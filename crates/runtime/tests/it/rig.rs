@@ -19,9 +19,9 @@ pub(crate) fn is_root(test: &str) -> bool {
 
 /// A static busybox of this machine.
 pub(crate) fn busybox() -> Option<PathBuf> {
-    let rig = std::env::var_os("RIG").unwrap_or_else(|| "/var/tmp/wharf-rig".into());
+    let rig = std::env::var_os("RIG").map(PathBuf::from);
     let places = [
-        Path::new(&rig).join("bundle/rootfs/bin/busybox"),
+        rig.unwrap_or_default().join("bundle/rootfs/bin/busybox"),
         PathBuf::from("/usr/bin/busybox"),
         PathBuf::from("/bin/busybox"),
     ];
@@ -138,9 +138,9 @@ impl Runtime {
 }
 
 fn find(name: &str) -> Option<PathBuf> {
-    let rig = std::env::var_os("RIG").unwrap_or_else(|| "/var/tmp/wharf-rig".into());
+    let rig = std::env::var_os("RIG").map(|rig| Path::new(&rig).join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::iter::once(Path::new(&rig).join("bin")).chain(std::env::split_paths(&path));
+    let dirs = rig.into_iter().chain(std::env::split_paths(&path));
     dirs.map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 

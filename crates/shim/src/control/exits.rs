@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use wharf_plan::Fds;
 use wharf_plan::message::{Body, Created, Done, Exited, Failure};
 use wharf_runtime::launch::Progress;
@@ -77,6 +78,10 @@ impl Pod {
             rustix::io::ioctl_fionbio(&reader, true)
                 .map_err(failure::errno("ioctl", "terminal"))?;
             streams.push((Stream::Stdout, reader));
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let slave = ioctl_tiocgptpeer(master, flags);
+            container.slave =
+                Some(slave.map_err(failure::errno("ioctl(TIOCGPTPEER)", "terminal"))?);
         }
         if let (Key::Exec(..), Some(master)) = (key, &terminal) {
             fds.push("terminal", copy(master, "terminal")?);
@@ -140,6 +145,7 @@ impl Pod {
                     return;
                 };
                 container.stdin = None;
+                container.slave = None;
                 container.init.terminal = None;
                 container.init.phase = Phase::Draining(exited, Instant::now() + DRAIN);
                 if !container.output_open {

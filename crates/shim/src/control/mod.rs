@@ -20,7 +20,8 @@ use wharf_plan::container::Namespaces;
 use wharf_plan::message::{Body, Done, Failure, MakeShim, Message, Warning};
 
 use crate::connection::{Connection, Received};
-use crate::limits::{CONNECTIONS_MAX, REQUESTS_PER_TURN, UNHEARD};
+use crate::failure;
+use crate::limits::{CONNECTIONS_MAX, LEFT_NAMED_MAX, REQUESTS_PER_TURN, UNHEARD};
 use crate::log::{self, Logs, Stream};
 use crate::own_log;
 use crate::sandbox::Sandbox;
@@ -46,6 +47,9 @@ struct Container {
     init: Process,
     namespaces: Namespaces,
     stdin: Option<OwnedFd>,
+    /// The container's side of its terminal, held as long as its init lives: a terminal that nobody
+    /// has open answers each read with an error, though the init may open it again.
+    slave: Option<OwnedFd>,
     /// Read ends and log file, until the init is parked and the log thread gets them.
     output: Option<Output>,
     /// The log thread has not read all output yet.
@@ -89,8 +93,8 @@ struct Pod {
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<(String, String), Process>,
     logs: Logs,
-    /// Who waits for which switch of a log file.
-    reopening: BTreeMap<u64, ReplyTo>,
+    /// Who waits for which switch of which container's log file.
+    reopening: BTreeMap<u64, (String, ReplyTo)>,
     last_number: u64,
     /// The shim ends then, when nobody has asked why it has no sandbox.
     unheard: Option<Instant>,
@@ -119,12 +123,26 @@ pub(crate) fn run(seed: Seed) -> ExitCode {
     }
 }
 
+/// The answer to a shutdown after which these processes are left.
+fn stopped(left: &[String]) -> Result<(Body, Fds), Failure> {
+    if left.is_empty() {
+        return Ok((Body::Done(Done {}), Fds::new()));
+    }
+    let named = left.iter().take(LEFT_NAMED_MAX).map(String::as_str);
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = match left.len().saturating_sub(LEFT_NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let why = format!("{named}{more} did not end after SIGKILL");
+    Err(failure::step("shutdown", &why, 0))
+}
+
 impl Pod {
     fn new(request: &MakeShim, listener: OwnedFd, log: Option<OwnedFd>) -> Result<Self, Errno> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        let children = wharf_sys::fork::child_ends()
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let children = wharf_sys::signal::child_ends()?;
         let made = Sandbox::make(request);
         let logs = Logs::start(log)?;
         let (sandbox, failure) = match made {
@@ -259,17 +277,33 @@ impl Pod {
         let Some((reply, until)) = self.stopping else {
             return;
         };
-        let all_gone = self.execs.is_empty()
-            && self.sandbox.init().is_none()
-            && self
-                .containers
-                .values()
-                .all(|c| matches!(c.init.phase, Phase::Exited(_)));
-        if all_gone || until <= now {
+        let left = self.left();
+        let all_told = self
+            .containers
+            .values()
+            .all(|c| matches!(c.init.phase, Phase::Exited(_)));
+        if (left.is_empty() && all_told) || until <= now {
             self.stopping = None;
-            self.answer(reply, Ok((Body::Done(Done {}), Fds::new())));
+            let answer = stopped(&left);
+            if let Err(failure) = &answer {
+                self.say("error", &format!("{}: {}", failure.step, failure.object));
+            }
+            self.answer(reply, answer);
             self.ended = true;
         }
+    }
+
+    /// The processes that live, in words.
+    fn left(&self) -> Vec<String> {
+        let inits = self.containers.iter().filter(|(_, c)| c.init.is_alive());
+        let inits = inits.map(|(id, c)| format!("init of container {id} (pid {})", c.init.pid));
+        let execs = self.execs.iter();
+        let execs = execs.map(|((id, exec), process)| {
+            format!("exec {exec} of container {id} (pid {})", process.pid)
+        });
+        let sandbox = self.sandbox.init().into_iter();
+        let sandbox = sandbox.map(|init| format!("the pod's init (pid {})", init.pid));
+        inits.chain(execs).chain(sandbox).collect()
     }
 
     fn accept(&mut self) {
@@ -320,7 +354,7 @@ impl Pod {
             match event {
                 log::Event::Ended(id) => self.output_ended(&id),
                 log::Event::Reopened(token) => {
-                    if let Some(reply) = self.reopening.remove(&token) {
+                    if let Some((_, reply)) = self.reopening.remove(&token) {
                         self.answer(reply, Ok((Body::Done(Done {}), Fds::new())));
                     }
                 }
@@ -375,5 +409,19 @@ impl Pod {
             Key::Init(id) => self.containers.get_mut(id).map(|c| &mut c.init),
             Key::Exec(id, exec) => self.execs.get_mut(&(id.clone(), exec.clone())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shutdown_that_leaves_processes_names_them_within_a_bound() {
+        stopped(&[]).unwrap();
+        let left: Vec<String> = (0..1000).map(|n| format!("init {n}")).collect();
+        let why = |count: usize| stopped(&left[..count]).unwrap_err().object;
+        assert_eq!(why(2), "init 0, init 1 did not end after SIGKILL");
+        assert!(why(1000).ends_with("init 7 and 992 more did not end after SIGKILL"));
     }
 }

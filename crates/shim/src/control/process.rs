@@ -69,7 +69,7 @@ impl Process {
     pub(crate) fn launching(pending: Pending, reply: ReplyTo) -> Result<Self, Failure> {
         let pidfd = pending.pidfd.try_clone().map_err(|error| {
             // Nobody could follow it: it must not run.
-            drop(wharf_sys::fork::pidfd_signal(&pending.pidfd, SIGKILL));
+            let _gone = wharf_sys::signal::send(&pending.pidfd, SIGKILL);
             failure::io("dup", "pidfd")(error)
         })?;
         Ok(Self {
@@ -130,9 +130,9 @@ impl Process {
     /// The kernel's, e.g. `EINVAL` for a number that is no signal.
     pub(crate) fn signal(&self, signal: i32) -> Result<(), Failure> {
         const ESRCH: i32 = 3;
-        match wharf_sys::fork::pidfd_signal(&self.pidfd, signal) {
-            Err(error) if error.raw_os_error() != Some(ESRCH) => {
-                Err(failure::io("signal", &signal.to_string())(error))
+        match wharf_sys::signal::send(&self.pidfd, signal) {
+            Err(error) if error.raw_os_error() != ESRCH => {
+                Err(failure::errno("signal", &signal.to_string())(error))
             }
             _ => Ok(()),
         }

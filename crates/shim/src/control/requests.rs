@@ -44,6 +44,11 @@ impl Pod {
         if let Body::Hello(hello) = body {
             return self.hello(reply, &hello);
         }
+        let connection = self.connections.get(&reply.connection);
+        if !connection.is_some_and(|connection| connection.greeted) {
+            let why = "a connection begins with Hello";
+            return Err(failure::conflict("request", why));
+        }
         if self.failure.is_some() {
             return Err(failure::conflict("request", "the pod could not be made"));
         }
@@ -138,6 +143,7 @@ impl Pod {
             init: Process::launching(pending, reply)?,
             namespaces: plan.namespaces.unwrap_or_default(),
             stdin: held.stdin,
+            slave: None,
             output: Some(Output {
                 log,
                 streams: held.output,
@@ -286,10 +292,16 @@ impl Pod {
         }
         self.containers.remove(id);
         self.logs.remove(id);
-        // With the host's or the pod's PID namespace, execs can outlive their container.
-        for ((_, _), exec) in self.execs.iter().filter(|((of, _), _)| of == id) {
-            exec.signal(SIGKILL)?;
+        // Its log thread may be held up by a disk, and would tell nobody afterwards.
+        let waiting = self.reopening.extract_if(.., |_, (of, _)| of == id);
+        let waiting: Vec<ReplyTo> = waiting.map(|(_, (_, reply))| reply).collect();
+        for reply in waiting {
+            let why = format!("container {id} was deleted before its log was switched");
+            self.answer(reply, Err(failure::conflict("reopen log", why)));
         }
+        // With the host's or the pod's PID namespace, execs can outlive their container.
+        let execs = self.execs.iter().filter(|((of, _), _)| of == id);
+        kill_all(execs.map(|(_, exec)| exec))?;
         done()
     }
 
@@ -307,7 +319,7 @@ impl Pod {
             let why = format!("container {id} is still being made, or too many switches wait");
             return Err(failure::conflict("reopen log", why));
         }
-        self.reopening.insert(token, reply);
+        self.reopening.insert(token, (id, reply));
         Ok(None)
     }
 
@@ -367,13 +379,12 @@ impl Pod {
             .values()
             .map(|c| &c.init)
             .filter(|init| init.is_alive());
-        for process in inits.chain(self.execs.values()) {
-            process.signal(SIGKILL)?;
-        }
-        if let Some(init) = self.sandbox.init() {
-            wharf_sys::fork::pidfd_signal(&init.pidfd, SIGKILL)
-                .map_err(failure::io("signal", "the pod's init"))?;
-        }
+        let killed = kill_all(inits.chain(self.execs.values()));
+        let init = self.sandbox.init().map_or(Ok(()), |init| {
+            wharf_sys::signal::send(&init.pidfd, SIGKILL)
+                .map_err(failure::errno("signal", "the pod's init"))
+        });
+        killed.and(init)?;
         self.stopping = Some((reply, Instant::now() + STOPPING));
         Ok(None)
     }
@@ -394,6 +405,15 @@ impl Pod {
                 failure::not_found(request, format!("container {id} has no exec {exec}"))
             })
     }
+}
+
+/// Kills each of them, also after one could not be; gives the first error.
+fn kill_all<'a>(processes: impl Iterator<Item = &'a Process>) -> Result<(), Failure> {
+    let mut all = Ok(());
+    for process in processes {
+        all = all.and(process.signal(SIGKILL));
+    }
+    all
 }
 
 fn check_id(request: &str, id: &str) -> Result<(), Failure> {

@@ -5,10 +5,10 @@
 //! control thread                     log thread (one, as long as no disk stalls)
 //!  Logs ──inbox + eventfd──────────►  poll(streams) → read → lines → write
 //!       ◄──events + eventfd─────────  ended, reopened, gap
-//!       ◄──timer (armed while a container is served)
+//!       ◄──timer (armed when a container is served)
 //! ```
 //!
-//! When the timer rings, the container that is being served has held its thread for `STUCK_AFTER`:
+//! When the timer rings and the container that is being served has held its thread for `STUCK_AFTER`,
 //! most likely its disk stalls. A second thread takes over all others, and new ones; the stuck
 //! thread keeps that one container.
 
@@ -158,8 +158,7 @@ impl Logs {
     pub(crate) fn relieve(&mut self) {
         let rung: Vec<_> = self.workers.iter().filter(|w| w.rang()).cloned().collect();
         for stuck in rung {
-            let Some(serial) = stuck.serving() else {
-                stuck.wake(); // it waits for a container that another thread still holds
+            let Some(serial) = stuck.stuck() else {
                 continue;
             };
             if stuck.count() <= 1 && self.workers.last().is_some_and(|w| !Arc::ptr_eq(w, &stuck)) {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
@@ -66,10 +67,13 @@ pub(crate) struct Worker {
     changed: AtomicBool,
     ended: AtomicBool,
     wake: OwnedFd,
-    /// Armed while a container is served.
+    /// Armed when a container is served, and left so: it rings within `STUCK_AFTER` of the last one.
     timer: OwnedFd,
     /// Serial of the container that is being served; 0 between two.
     serving: AtomicU64,
+    /// Since when, by [`Worker::age`]; written before `serving`.
+    since: AtomicU64,
+    born: Instant,
     reports: Arc<Reports>,
 }
 
@@ -88,6 +92,8 @@ impl Worker {
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
             )?,
             serving: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            born: Instant::now(),
             reports,
         });
         let of_thread = Arc::clone(&worker);
@@ -113,9 +119,31 @@ impl Worker {
         rustix::io::read(&self.timer, &mut count).is_ok()
     }
 
-    /// The container that is being served.
-    pub(crate) fn serving(&self) -> Option<u64> {
-        Some(self.serving.load(Ordering::Acquire)).filter(|serial| *serial != 0)
+    /// The container that has held the thread for `STUCK_AFTER`, asked when the timer has rung: for
+    /// one that has held it for less, the timer will ring again.
+    pub(crate) fn stuck(&self) -> Option<u64> {
+        let serial = self.serving.load(Ordering::Acquire);
+        if serial == 0 {
+            // It may wait for a container that another thread still holds.
+            if self.changed.load(Ordering::Acquire) {
+                ring(&self.wake);
+            }
+            return None;
+        }
+        let held = self
+            .age()
+            .saturating_sub(self.since.load(Ordering::Relaxed));
+        let left = STUCK_AFTER.saturating_sub(Duration::from_millis(held));
+        if !left.is_zero() {
+            self.set_timer(left);
+            return None;
+        }
+        Some(serial)
+    }
+
+    /// Milliseconds since its start.
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// How many containers it has.
@@ -165,12 +193,12 @@ impl Worker {
         ring(&self.wake);
     }
 
-    fn set_timer(&self, seconds: u64) {
+    fn set_timer(&self, after: Duration) {
         let value = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec {
-                tv_sec: i64::try_from(seconds).unwrap_or(1),
-                tv_nsec: 0,
+                tv_sec: i64::try_from(after.as_secs()).unwrap_or(1),
+                tv_nsec: after.subsec_nanos().into(),
             },
         };
         // It cannot fail for a timer of ours; without it a stall would merely last longer.
@@ -189,6 +217,8 @@ struct Thread<'a> {
     served: Vec<(Arc<Entry>, Vec<Arc<OwnedFd>>)>,
     read: Vec<u8>,
     lines: Vec<u8>,
+    /// Until when the timer is armed at least, by [`Worker::age`].
+    armed: u64,
 }
 
 impl<'a> Thread<'a> {
@@ -198,7 +228,15 @@ impl<'a> Thread<'a> {
             served: Vec::new(),
             read: vec![0; READ_BYTES],
             lines: Vec::new(),
+            armed: 0,
         }
+    }
+
+    fn arm(&mut self) {
+        let age = self.worker.age();
+        let after = u64::try_from(STUCK_AFTER.as_millis()).unwrap_or(u64::MAX);
+        self.armed = age.saturating_add(after);
+        self.worker.set_timer(STUCK_AFTER);
     }
 
     fn run(mut self) {
@@ -213,9 +251,6 @@ impl<'a> Thread<'a> {
                 self.serve(at, &streams);
             }
             self.worker.serving.store(0, Ordering::Release);
-            if !self.worker.changed.load(Ordering::Acquire) {
-                self.worker.set_timer(0);
-            }
         }
     }
 
@@ -226,16 +261,18 @@ impl<'a> Thread<'a> {
             .into_iter()
             .map(|entry| (entry, Vec::new()))
             .collect();
+        let mut is_held = false;
         for (entry, streams) in &mut self.served {
             match entry.output.try_lock() {
                 Ok(output) => streams.extend(output.sources.iter().map(|s| Arc::clone(&s.fd))),
                 // The thread that had it is just writing, perhaps for long: the timer's ring makes
                 // the control thread wake this one, to look again.
-                Err(_) => {
-                    self.worker.changed.store(true, Ordering::Release);
-                    self.worker.set_timer(STUCK_AFTER.as_secs());
-                }
+                Err(_) => is_held = true,
             }
+        }
+        if is_held {
+            self.worker.changed.store(true, Ordering::Release);
+            self.arm();
         }
         let retired = std::mem::take(&mut *locked(&self.worker.retired));
         drop(retired);
@@ -272,14 +309,18 @@ impl<'a> Thread<'a> {
 
     /// Does what one container's inbox says and reads its ready streams.
     fn serve(&mut self, at: usize, ready: &[Arc<OwnedFd>]) {
+        let age = self.worker.age();
+        if age >= self.armed {
+            self.arm();
+        }
         let Some((entry, streams)) = self.served.get_mut(at) else {
             return;
         };
+        self.worker.since.store(age, Ordering::Relaxed);
         self.worker.serving.store(entry.serial, Ordering::Release);
         if entry.owner() != self.worker.number {
             return; // taken over while this thread was stuck with another
         }
-        self.worker.set_timer(STUCK_AFTER.as_secs());
         let mut output = locked(&entry.output);
         let reports = &self.worker.reports;
         follow_inbox(entry, &mut output, reports);
@@ -342,7 +383,8 @@ fn read_stream(
             Ok(n) => splitter.feed(buffer.get(..n).unwrap_or_default(), &Stamp::now(), lines),
             Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) => break,
-            // A terminal whose other side was closed says EIO.
+            // A terminal says EIO when its other side was closed: by the control thread, after the
+            // init's end, and by all others.
             Err(_) => ended = true,
         }
         if ended {

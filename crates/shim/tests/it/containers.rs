@@ -205,6 +205,34 @@ fn a_terminal_is_the_containers_own_and_can_be_resized() {
 }
 
 #[test]
+fn a_terminal_that_nobody_has_open_for_a_moment_is_logged_on() {
+    if !root() {
+        return;
+    }
+    let zygote = Zygote::start();
+    let mut pod = zygote.pod(pod("p"));
+    // Closes all its ends, and opens the terminal again when it is told to.
+    let script = "echo before; exec </dev/null >/dev/null 2>&1; \
+        trap 'exec >/dev/pts/0; echo after; exit 5' TERM; : >/tmp/closed; \
+        while :; do sleep 0.1; done";
+    let mut plan = plan("c", script);
+    plan.process.as_mut().unwrap().terminal = true;
+    let log = pod.log_file("c");
+    pod.create(create(plan), Some(log)).unwrap();
+    pod.start("c").unwrap();
+    pod.wait_for_log("c", "before");
+    pod.exec("c", "x", "until [ -e /tmp/closed ]; do sleep 0.1; done");
+    pod.signal("c", 15).unwrap();
+    assert_eq!(pod.client.exited("c", "").code, 5);
+    let lines = pod.log("c");
+    assert_eq!(
+        lines.last().unwrap().trim_end(),
+        "stdout F after",
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn a_client_that_comes_later_finds_what_happened_meanwhile() {
     if !root() {
         return;
@@ -217,10 +245,10 @@ fn a_client_that_comes_later_finds_what_happened_meanwhile() {
     let (_, fds) = pod.create(waiting, Some(log)).unwrap();
     pod.start("c").unwrap();
     pod.run("stays", "while :; do sleep 1000; done");
-    // The daemon goes; the container's end comes while nobody listens.
+    // The daemon goes with its last request; the container's end comes while nobody listens.
+    pod.client.post(Body::CloseStdin(named("c")), &Fds::new());
     let other = Client::connect(&pod.socket);
     drop(std::mem::replace(&mut pod.client, other));
-    pod.client.ask(Body::CloseStdin(named("c"))).unwrap();
     assert!(readable(fds.get("pidfd").unwrap()));
     let mut again = Client::connect(&pod.socket);
     let (welcome, _) = again.hello();

@@ -110,6 +110,30 @@ fn a_disk_that_stalls_holds_back_its_own_container_only() {
 }
 
 #[test]
+fn deleting_a_container_answers_those_who_wait_for_its_log() {
+    if !root() {
+        return;
+    }
+    let zygote = Zygote::start();
+    let mut pod = zygote.pod(pod("p"));
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    pod.create(
+        create(plan("stalled", "head -c 200000 /dev/zero")),
+        Some(writer),
+    )
+    .unwrap();
+    pod.start("stalled").unwrap();
+    assert_eq!(pod.client.exited("stalled", "").code, 0);
+    let mut fds = Fds::new();
+    fds.push("log", pod.log_file("stalled"));
+    let waiting = pod.client.post(Body::ReopenLog(named("stalled")), &fds);
+    pod.delete("stalled").unwrap();
+    let failure = pod.client.reply(waiting).unwrap_err();
+    assert!(failure.object.contains("deleted"), "{failure:?}");
+    drop(reader);
+}
+
+#[test]
 fn a_full_disk_leaves_whole_lines_and_one_about_the_gap() {
     if !root() {
         return;

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use wharf_plan::Fds;
 use wharf_plan::container::{MountPlan, Namespace, Namespaces, SysctlPlan};
 use wharf_plan::message::{Body, FailureKind, Shutdown};
 
@@ -222,6 +223,34 @@ fn shutdown_kills_what_is_left() {
 }
 
 #[test]
+fn a_shutdown_that_leaves_a_process_says_which() {
+    let freezer = Path::new("/sys/fs/cgroup/freezer");
+    if !root() || !freezer.join("cgroup.procs").exists() {
+        println!("skipped: needs the freezer of cgroup v1, under which SIGKILL has to wait");
+        return;
+    }
+    let zygote = Zygote::start();
+    let mut pod = zygote.pod(pod("p"));
+    let pid = pod.run("stays", IDLE);
+    pod.run("goes", IDLE);
+    let place = freezer.join(format!("wharf-test-frozen-{}", std::process::id()));
+    let frozen = Cgroups(vec![place.clone()]);
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("cgroup.procs"), pid.to_string()).unwrap();
+    fs::write(place.join("freezer.state"), "FROZEN").unwrap();
+    let asked = pod.client.post(Body::Shutdown(Shutdown {}), &Fds::new());
+    assert_eq!(pod.client.exited("goes", "").signal, 9);
+    // It is given time until then: more than a client of these tests waits for one message.
+    readable(pod.client.channel());
+    let failure = pod.client.reply(asked).unwrap_err();
+    assert_eq!(failure.step, "shutdown");
+    assert!(failure.object.contains("stays"), "{failure:?}");
+    assert!(!failure.object.contains("goes"), "{failure:?}");
+    assert!(readable(&pod.pidfd));
+    drop(frozen);
+}
+
+#[test]
 fn pods_outlive_their_zygote() {
     if !root() {
         return;
@@ -239,6 +268,8 @@ struct Cgroups(Vec<PathBuf>);
 impl Drop for Cgroups {
     fn drop(&mut self) {
         for path in &self.0 {
+            // Where there is no such file, nothing was frozen.
+            let _none = fs::write(path.join("freezer.state"), "THAWED");
             // EBUSY while the last process is on its way out.
             let begin = Instant::now();
             while fs::remove_dir(path).is_err() && begin.elapsed().as_secs() < 5 {}

@@ -1,5 +1,6 @@
 //! Bad messages, several clients, those who may not talk.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -7,8 +8,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use rustix::net::SendFlags;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use wharf_plan::Fds;
-use wharf_plan::message::{Body, Done, FailureKind, Hello, MakeShim};
+use wharf_plan::message::{Body, Done, FailureKind, Hello, MakeShim, Shutdown};
 
 use crate::rig::{Client, Zygote, create, exec, named, plan, pod, root};
 
@@ -22,12 +24,61 @@ fn every_client_that_said_hello_gets_events() {
     let mut second = Client::connect(&pod.socket);
     second.hello();
     let mut silent = Client::connect(&pod.socket);
-    silent.state();
     pod.run("c", "exit 2");
     assert_eq!(pod.client.exited("c", "").code, 2);
     assert_eq!(second.exited("c", "").code, 2);
-    silent.state();
+    // Its first word is answered, and nothing came before.
+    let early = silent.ask(Body::Shutdown(Shutdown {})).unwrap_err();
+    assert_eq!(early.kind, i32::from(FailureKind::Conflict));
+    assert!(early.object.contains("Hello"), "{early:?}");
     assert!(silent.events.is_empty());
+    silent.hello();
+    assert_eq!(silent.state().containers.len(), 1);
+}
+
+#[test]
+fn a_request_whose_descriptors_find_no_room_is_answered() {
+    if !root() {
+        return;
+    }
+    let zygote = Zygote::start();
+    let mut pod = zygote.pod(pod("p"));
+    pod.client.state(); // what it sent with its welcome is closed by now
+    let room = allow_no_more(pod.pid);
+    let log = pod.log_file("c");
+    let failure = pod
+        .create(create(plan("c", "true")), Some(log))
+        .unwrap_err();
+    assert!(failure.object.contains("out of descriptors"), "{failure:?}");
+    allow(pod.pid, room);
+    pod.run("c", "exit 4");
+    assert_eq!(pod.client.exited("c", "").code, 4);
+}
+
+/// Lets a process open no further file; gives what it was allowed before.
+fn allow_no_more(pid: u32) -> Rlimit {
+    let used: BTreeSet<u64> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    let none = Rlimit {
+        current: (0..).find(|n| !used.contains(n)),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    allow(pid, none)
+}
+
+fn allow(pid: u32, limit: Rlimit) -> Rlimit {
+    let pid = Pid::from_raw(pid.try_into().unwrap());
+    prlimit(pid, Resource::Nofile, limit).unwrap()
 }
 
 #[test]

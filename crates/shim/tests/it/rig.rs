@@ -283,7 +283,7 @@ impl Zygote {
 impl Drop for Zygote {
     fn drop(&mut self) {
         // A test that failed has perhaps left it in any state.
-        let _sent = wharf_sys::fork::pidfd_signal(&self.pidfd, 9);
+        let _sent = wharf_sys::signal::send(&self.pidfd, 9);
         let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
         let _status = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
     }
@@ -306,20 +306,25 @@ impl Drop for Pod<'_> {
         if std::thread::panicking() {
             // Shutdown would kill the containers; a shim that does not answer is killed itself.
             let channel = self.client.channel();
-            let body = Some(Body::Shutdown(Shutdown {}));
-            let message = Message {
-                id: 99_999,
-                fds: Vec::new(),
-                body,
-            };
-            let _sent = channel.send(message, &Fds::new());
+            let bodies = [
+                Body::Hello(Hello { protocol: PROTOCOL }),
+                Body::Shutdown(Shutdown {}),
+            ];
+            for body in bodies.map(Some) {
+                let message = Message {
+                    id: 99_999,
+                    fds: Vec::new(),
+                    body,
+                };
+                let _sent = channel.send(message, &Fds::new());
+            }
         } else if !self.ended() {
-            Client::connect(&self.socket)
-                .ask(Body::Shutdown(Shutdown {}))
-                .unwrap();
+            let mut last = Client::connect(&self.socket);
+            last.hello();
+            last.ask(Body::Shutdown(Shutdown {})).unwrap();
         }
         if !readable(&self.pidfd) {
-            let _sent = wharf_sys::fork::pidfd_signal(&self.pidfd, 9);
+            let _sent = wharf_sys::signal::send(&self.pidfd, 9);
         }
     }
 }

@@ -12,7 +12,7 @@ use wharf_plan::message::{
     Signal, Warning, Welcome,
 };
 use wharf_plan::{Fds, PROTOCOL, PROTOCOL_OLDEST};
-use wharf_runtime::launch::{self, Park, Stdio, Target};
+use wharf_runtime::launch::{self, Park, Pending, Stdio, StepError, Target};
 use wharf_sys::mount::Change;
 
 use crate::control::process::{Phase, Process, ReplyTo, SIGKILL};
@@ -137,8 +137,8 @@ impl Pod {
         self.place_shm(&mut plan, &mut fds)?;
         self.join_pid_namespace(&mut plan, &mut fds)?;
         let (stdio, held) = stdio(terminal, create.stdin)?;
-        let pending =
-            launch::create(&plan, fds, stdio, Park::Socket).map_err(|e| failure::launch(&e))?;
+        let made = launch::create(&plan, fds, stdio, Park::Socket);
+        let pending = self.launched(made)?;
         let container = Container {
             init: Process::launching(pending, reply)?,
             namespaces: plan.namespaces.unwrap_or_default(),
@@ -152,6 +152,15 @@ impl Pod {
         };
         self.containers.insert(plan.id, container);
         Ok(None)
+    }
+
+    /// What came of a launch. A shim that could not come back from a container's PID namespace would
+    /// make every further process there: it ends, and the daemon takes the pod down.
+    fn launched(&mut self, made: Result<Pending, StepError>) -> Result<Pending, Failure> {
+        made.map_err(|error| {
+            self.ended |= error.caller_must_end();
+            failure::launch(&error)
+        })
     }
 
     /// Turns mounts of the pod's /dev/shm into binds of a copy, in the right place among the others.
@@ -278,7 +287,8 @@ impl Pod {
             pidfd: container.init.pidfd.as_fd(),
             namespaces: container.namespaces,
         };
-        let pending = launch::exec(target, process, fds, stdio).map_err(|e| failure::launch(&e))?;
+        let made = launch::exec(target, process, fds, stdio);
+        let pending = self.launched(made)?;
         let process = Process::launching(pending, reply)?;
         self.execs.insert(key, process);
         Ok(None)

@@ -5,11 +5,32 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use wharf_plan::message::{Body, Failure, Message};
-use wharf_plan::{Channel, ChannelError, Encoded, Fds};
+use wharf_plan::message::{Body, Failure, Hello, Message, Welcome};
+use wharf_plan::{Channel, ChannelError, Encoded, Fds, PROTOCOL, PROTOCOL_OLDEST};
 
 use crate::failure;
 use crate::limits::QUEUE_MAX;
+
+/// What this process says of itself to a client whose protocol it understands.
+///
+/// # Errors
+///
+/// The client's protocol is too old.
+pub(crate) fn welcome(hello: &Hello) -> Result<Welcome, Failure> {
+    if hello.protocol < PROTOCOL_OLDEST {
+        let why = format!(
+            "protocol {} is older than {PROTOCOL_OLDEST}",
+            hello.protocol
+        );
+        return Err(failure::invalid("hello", why));
+    }
+    Ok(Welcome {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        ..Welcome::default()
+    })
+}
 
 /// A connected client.
 #[derive(Debug)]

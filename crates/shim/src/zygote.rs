@@ -7,15 +7,15 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait};
-use wharf_plan::message::{Body, Done, Failure, Hello, MakeShim, ShimMade, Welcome};
-use wharf_plan::{Fds, PROTOCOL, PROTOCOL_OLDEST};
+use wharf_plan::Fds;
+use wharf_plan::message::{Body, Done, Failure, MakeShim, ShimMade};
 use wharf_sys::fork::{Fork, claim_inherited, fork};
 
 use crate::args::Args;
 use crate::connection::{Connection, Received};
 use crate::control::Seed;
 use crate::limits::{CONNECTIONS_MAX, ID_MAX, REQUESTS_PER_TURN};
-use crate::{failure, mounts, title};
+use crate::{connection, failure, mounts, title};
 
 /// The first descriptor that is not a standard stream.
 const FIRST_AFTER_STDIO: u32 = 3;
@@ -209,7 +209,9 @@ impl Zygote {
             };
             let id = message.id;
             let answer = match message.body {
-                Some(Body::Hello(hello)) => welcome(&hello),
+                Some(Body::Hello(hello)) => {
+                    connection::welcome(&hello).map(|w| (Body::Welcome(w), Fds::new()))
+                }
                 Some(Body::MakeShim(request)) => match make_shim(request, fds) {
                     Ok(Made::Here(seed)) => return Some(Ended::Shim(seed)),
                     Ok(Made::There(made, fds)) => Ok((Body::ShimMade(made), fds)),
@@ -232,23 +234,6 @@ impl Zygote {
         }
         None
     }
-}
-
-fn welcome(hello: &Hello) -> Result<(Body, Fds), Failure> {
-    if hello.protocol < PROTOCOL_OLDEST {
-        let why = format!(
-            "protocol {} is older than {PROTOCOL_OLDEST}",
-            hello.protocol
-        );
-        return Err(failure::invalid("hello", why));
-    }
-    let welcome = Welcome {
-        protocol: PROTOCOL,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        ..Welcome::default()
-    };
-    Ok((Body::Welcome(welcome), Fds::new()))
 }
 
 enum Made {

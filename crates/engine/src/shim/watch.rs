@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 pub(crate) fn watch<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     #[expect(
         deprecated,
-        reason = "its successor is unsafe because an owner might close its descriptor; ours own theirs \
-                  (OwnedFd, Channel) until they are dropped, which is after tokio has let go"
+        reason = "its successor wants a promise that the owner keeps its descriptor open; ours (OwnedFd, \
+                  Channel) do until they are dropped, which is after tokio has let go"
     )]
     AsyncFd::with_interest(owner, interest)
 }

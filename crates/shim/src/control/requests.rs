@@ -19,7 +19,7 @@ use crate::control::process::{Phase, Process, ReplyTo, SIGKILL};
 use crate::control::{Container, Output, Pod};
 use crate::limits::{CONTAINERS_MAX, EXECS_MAX, ID_MAX, PIPE_BYTES, STOPPING};
 use crate::log::Stream;
-use crate::{failure, mounts};
+use crate::{connection, failure, mounts};
 
 /// A mount of the pod's /dev/shm, in `MountPlan::fs_type`.
 const POD_SHM: &str = "wharf.shm";
@@ -78,20 +78,11 @@ impl Pod {
     }
 
     fn hello(&mut self, reply: ReplyTo, hello: &Hello) -> Answer {
-        if hello.protocol < PROTOCOL_OLDEST {
-            let why = format!(
-                "protocol {} is older than {PROTOCOL_OLDEST}",
-                hello.protocol
-            );
-            return Err(failure::invalid("hello", why));
-        }
         let welcome = Welcome {
-            protocol: PROTOCOL,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
             pod_id: self.id.clone(),
             sandbox_pid: self.sandbox.init().map_or(0, |init| init.pid),
             failure: self.failure.clone(),
+            ..connection::welcome(hello)?
         };
         let fds = self.sandbox.descriptors()?;
         if self.failure.is_some() {

@@ -8,6 +8,7 @@
     reason = "the one crate that may: system calls that rustix lacks"
 )]
 
+pub mod fault; // places where a test can break the process; empty in what is shipped
 mod call; // system calls by number, and their answers
 pub mod random; // getrandom(2)
 mod namespace; // kinds of namespaces, by number

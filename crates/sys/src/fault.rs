@@ -1,0 +1,111 @@
+//! Fault points: named places where a test can end the process, fail the step or hold it.
+//!
+//! Only builds with the feature `faults` have them; nothing that is shipped does, and there every point
+//! is an empty function. With the feature, and the variable [`VARIABLE`] naming a directory, each point
+//! that is passed appends its name as a line to `hits` there, and then does what `plan` says. A line
+//! of `plan` is `NAME NTH ACTION`: at the NTH passing since the process began (`*`: at every one)
+//!
+//! - `kill`: the process is killed with SIGKILL,
+//! - `error ERRNO`: the step fails with this number,
+//! - `hold`: the calling thread waits until the line is gone. Only for places that may block.
+//!
+//! Both files are read and written at each passing, so that a test can change its mind.
+
+/// The variable that names the directory of `hits` and `plan`.
+pub const VARIABLE: &str = "WHARF_FAULTS";
+
+/// Passes the point `name`: words of the form `operation: what was just done`, unique in the project.
+///
+/// # Errors
+///
+/// The one that a test has asked for.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "nothing of it may be left in what is shipped"
+)]
+pub fn point(_name: &'static str) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "faults")]
+pub use on::point;
+
+#[cfg(feature = "faults")]
+mod on {
+    use std::collections::HashMap;
+    use std::fs::{File, read_to_string};
+    use std::io::{self, Write as _};
+    use std::path::{Path, PathBuf};
+    use std::sync::{LazyLock, Mutex, PoisonError};
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    static DIR: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os(super::VARIABLE).map(PathBuf::from));
+    static PASSED: LazyLock<Mutex<HashMap<&'static str, u64>>> = LazyLock::new(Mutex::default);
+
+    /// How often a held point looks whether it may go on.
+    const LOOK: Duration = Duration::from_millis(5);
+
+    /// See [`super`].
+    ///
+    /// # Errors
+    ///
+    /// The one that the plan asks for; or hits that cannot be written, so that no test believes
+    /// that nothing was passed.
+    pub fn point(name: &'static str) -> io::Result<()> {
+        let Some(dir) = &*DIR else { return Ok(()) };
+        let nth = {
+            let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = passed.entry(name).or_default();
+            *count += 1;
+            *count
+        };
+        let mut hits = File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("hits"))?;
+        hits.write_all(format!("{name}\n").as_bytes())?;
+        match action(dir, name, nth).as_deref() {
+            None => Ok(()),
+            Some("kill") => {
+                kill_process(getpid(), Signal::KILL)?;
+                Ok(())
+            }
+            Some("hold") => {
+                while action(dir, name, nth).is_some() {
+                    look_later();
+                }
+                Ok(())
+            }
+            Some(other) => Err(other
+                .strip_prefix("error ")
+                .and_then(|number| number.parse().ok())
+                .map_or_else(
+                    || io::Error::other(format!("fault point {name:?}: {other:?} is no action")),
+                    io::Error::from_raw_os_error,
+                )),
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test writes a file; nothing tells of it that every build has"
+    )]
+    fn look_later() {
+        std::thread::sleep(LOOK);
+    }
+
+    /// What the plan says of this passing. The name may have spaces; the last words are ours.
+    fn action(dir: &Path, name: &str, nth: u64) -> Option<String> {
+        let plan = read_to_string(dir.join("plan")).ok()?;
+        plan.lines().find_map(|line| {
+            let rest = line.strip_prefix(name)?.strip_prefix(' ')?;
+            let (when, action) = rest.split_once(' ')?;
+            (when == "*" || when.parse() == Ok(nth)).then(|| action.to_owned())
+        })
+    }
+}

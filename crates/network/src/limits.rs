@@ -1,0 +1,33 @@
+//! Named limits: how much of anything may come from outside.
+
+use std::time::Duration;
+
+/// Bytes of one configuration file.
+pub const CONFIG_FILE_MAX: u64 = 1024 * 1024;
+/// Configuration files that are looked at.
+pub const CONFIG_FILES_MAX: usize = 256;
+/// Plugins of one network.
+pub const PLUGINS_MAX: usize = 32;
+/// Bytes that a plugin may write to its standard output.
+pub const OUTPUT_MAX: usize = 1024 * 1024;
+/// Bytes of a plugin's standard error that are kept for the log.
+pub const STDERR_MAX: usize = 16 * 1024;
+/// Interfaces, addresses or routes of one result.
+pub const RESULT_ITEMS_MAX: usize = 1024;
+/// Bytes of one record of an attachment.
+pub const RECORD_MAX: u64 = 4 * 1024 * 1024;
+/// How long one plugin may take to attach.
+pub const ADD_DEADLINE: Duration = Duration::from_secs(120);
+/// How long one plugin may take to detach.
+pub const DEL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long one plugin may take to check, or to collect garbage.
+pub const CHECK_DEADLINE: Duration = Duration::from_secs(30);
+/// How long one plugin may take to say whether it is ready, or which versions it knows.
+pub const STATUS_DEADLINE: Duration = Duration::from_secs(10);
+/// How often plugins are asked whether they are ready.
+pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
+/// How long a network that was ready stays so while its configuration is gone or its plugins say that
+/// they are not: kubelet evicts pods from a node whose network is not ready.
+pub const READY_GRACE: Duration = Duration::from_secs(30);
+/// Chains that run at the same time.
+pub const CHAINS_MAX: usize = 256;

@@ -1,14 +1,21 @@
 //! Paths in a container: prepared as component strings, opened beneath a directory descriptor.
 //!
 //! A symbolic link in the image can lead anywhere in the image and nowhere else: every look-up is an
-//! `openat2(2)` that takes the descriptor for its root. Nothing is created through a link that leads
-//! nowhere, and what was opened is never named by a string again.
+//! `openat2(2)` that takes the descriptor for its root. What a link leads to and is missing is made
+//! there, in the image, as the link says; what was opened is never named by a string again.
 
 use std::ffi::{CStr, CString, NulError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+/// Bytes of a path with its end (`PATH_MAX`).
+const PATH_BYTES: usize = 4096;
+/// Bytes of a name with its end (`NAME_MAX` + 1).
+const NAME_BYTES: usize = 256;
+/// Links on the way to one place, as the kernel counts (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
 
 /// The root of a container's files: what paths are resolved beneath.
 #[derive(Debug, Clone, Copy)]
@@ -146,43 +153,34 @@ impl Place {
         root.open(self.path(), OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
-    /// Opens the place; makes it, and the directories above it, when it is missing.
+    /// Opens the place; makes it, and the directories above it, when it is missing: where the links on
+    /// the way lead to.
     pub(super) fn open_or_make(&self, root: RootFd<'_>, make: Make) -> Result<OwnedFd, Errno> {
         match self.open(root) {
             Err(Errno::NOENT) => {}
             other => return other,
         }
-        let (parent, name) = self.parent(root)?;
+        let real = Real::follow(self.path(), root)?;
+        let (above, name) = real.split_last().ok_or(Errno::ISDIR)?;
+        let (dir, name) = (make_all(above, root)?, Name::new(name)?);
         match make {
-            Make::Directory => make_directory(parent.as_fd(), name)?,
-            Make::File => make_file(parent.as_fd(), name)?,
+            Make::Directory => make_directory(dir.as_fd(), name.as_c_str())?,
+            Make::File => make_file(dir.as_fd(), name.as_c_str())?,
         }
-        RootFd::own(parent.as_fd()).open(name, OFlags::PATH)
+        RootFd::own(dir.as_fd()).open(name.as_c_str(), OFlags::PATH)
     }
 
     /// The directory above the place, made when it is missing, and the place's name in it.
     pub(super) fn parent<'fd>(&self, root: RootFd<'fd>) -> Result<(Dir<'fd>, &CStr), Errno> {
         let (last, above) = self.parts.split_last().ok_or(Errno::ISDIR)?;
-        let mut dir = Dir::Root(root.dir);
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let Some(above) = above.last() else {
+            return Ok((Dir::Root(root.dir), &last.name));
+        };
         // Usually all is there: one call.
-        if let Some(direct) = above.last() {
-            match root.open(&direct.path, flags) {
-                Ok(dir) => return Ok((Dir::Below(dir), &last.name)),
-                Err(Errno::NOENT) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        for part in above {
-            let below = match root.open(&part.path, flags) {
-                Err(Errno::NOENT) => {
-                    make_directory(dir.as_fd(), &part.name)?;
-                    RootFd::own(dir.as_fd()).open(&part.name, flags)?
-                }
-                other => other?,
-            };
-            dir = Dir::Below(below);
-        }
+        let dir = match root.open(&above.path, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT) => make_all(Real::follow(&above.path, root)?.as_bytes(), root)?,
+            other => Dir::Below(other?),
+        };
         Ok((dir, &last.name))
     }
 }
@@ -203,9 +201,181 @@ impl AsFd for Dir<'_> {
     }
 }
 
+/// A path without links: what another path leads to, also where nothing is yet. In memory of its own,
+/// because a process between clone and exec may not ask for any.
+struct Real {
+    /// No slash at either end, 0 behind the end.
+    bytes: [u8; PATH_BYTES],
+    length: usize,
+}
+
+impl Real {
+    /// Follows the links of `path`. Where nothing is, names are taken as they are, and `..` takes the
+    /// one before it away: so every runtime reads a link that leads nowhere.
+    fn follow(path: &CStr, root: RootFd<'_>) -> Result<Self, Errno> {
+        let mut real = Self {
+            bytes: [0; PATH_BYTES],
+            length: 0,
+        };
+        let mut rest = Rest::new(path.to_bytes())?;
+        let mut links = 0;
+        let mut target = [0; PATH_BYTES];
+        while let Some(name) = rest.next() {
+            match name {
+                b"." => continue,
+                b".." => {
+                    real.pop();
+                    continue;
+                }
+                name => real.push(name)?,
+            }
+            let found = match root.open(real.as_c_str()?, OFlags::PATH | OFlags::NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                other => other?,
+            };
+            let stat = rustix::fs::fstat(&found)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+                continue;
+            }
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Errno::LOOP);
+            }
+            let length = rustix::fs::readlinkat_raw(&found, c"", &mut target[..])?;
+            let target = target.get(..length).ok_or(Errno::NAMETOOLONG)?;
+            match target.first() {
+                Some(b'/') => real.clear(),
+                _ => real.pop(),
+            }
+            rest.prepend(target)?;
+        }
+        Ok(real)
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    fn as_c_str(&self) -> Result<&CStr, Errno> {
+        CStr::from_bytes_until_nul(&self.bytes).map_err(|_no_end| Errno::NAMETOOLONG)
+    }
+
+    /// What lies above, and the last name; `None` for the root.
+    fn split_last(&self) -> Option<(&[u8], &[u8])> {
+        let path = self.as_bytes();
+        match path.iter().rposition(|b| *b == b'/') {
+            Some(at) => Some((&path[..at], &path[at + 1..])),
+            None if path.is_empty() => None,
+            None => Some((b"", path)),
+        }
+    }
+
+    fn push(&mut self, name: &[u8]) -> Result<(), Errno> {
+        let start = self.length + usize::from(self.length > 0);
+        let end = start + name.len();
+        // With room for the end of the string.
+        if end >= PATH_BYTES {
+            return Err(Errno::NAMETOOLONG);
+        }
+        self.bytes[self.length] = b'/';
+        self.bytes[start..end].copy_from_slice(name);
+        self.length = end;
+        Ok(())
+    }
+
+    fn pop(&mut self) {
+        self.shorten(self.split_last().map_or(0, |(above, _)| above.len()));
+    }
+
+    fn clear(&mut self) {
+        self.shorten(0);
+    }
+
+    fn shorten(&mut self, length: usize) {
+        self.bytes[length..self.length].fill(0);
+        self.length = length;
+    }
+}
+
+/// What is still to be walked of a path; links are put before it.
+struct Rest {
+    /// At the end of the buffer, so that there is room before it.
+    bytes: [u8; PATH_BYTES],
+    start: usize,
+}
+
+impl Rest {
+    fn new(path: &[u8]) -> Result<Self, Errno> {
+        let mut rest = Self {
+            bytes: [0; PATH_BYTES],
+            start: PATH_BYTES,
+        };
+        rest.prepend(path)?;
+        Ok(rest)
+    }
+
+    fn prepend(&mut self, path: &[u8]) -> Result<(), Errno> {
+        let start = self.start.checked_sub(path.len() + 1);
+        let start = start.ok_or(Errno::NAMETOOLONG)?;
+        let slash = start + path.len();
+        self.bytes[start..slash].copy_from_slice(path);
+        self.bytes[slash] = b'/';
+        self.start = start;
+        Ok(())
+    }
+
+    /// The next name.
+    fn next(&mut self) -> Option<&[u8]> {
+        let skipped = self.bytes[self.start..].iter().position(|b| *b != b'/')?;
+        let start = self.start + skipped;
+        let name = &self.bytes[start..];
+        let length = name.iter().position(|b| *b == b'/').unwrap_or(name.len());
+        self.start = start + length;
+        Some(&self.bytes[start..self.start])
+    }
+}
+
+/// One name, to be given to the kernel.
+struct Name([u8; NAME_BYTES]);
+
+impl Name {
+    fn new(name: &[u8]) -> Result<Self, Errno> {
+        let mut bytes = [0; NAME_BYTES];
+        if name.len() >= NAME_BYTES {
+            return Err(Errno::NAMETOOLONG);
+        }
+        bytes[..name.len()].copy_from_slice(name);
+        Ok(Self(bytes))
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        // There is an end: a name is shorter than its buffer.
+        CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
+    }
+}
+
+/// Opens the directory `path`, which has no links, and makes what is missing of it.
+fn make_all<'fd>(path: &[u8], root: RootFd<'fd>) -> Result<Dir<'fd>, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut dir = Dir::Root(root.dir);
+    for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+        let name = Name::new(name)?;
+        let there = RootFd::image(dir.as_fd()).without_links();
+        let below = match there.open(name.as_c_str(), flags) {
+            Err(Errno::NOENT) => {
+                make_directory(dir.as_fd(), name.as_c_str())?;
+                RootFd::own(dir.as_fd()).open(name.as_c_str(), flags)?
+            }
+            other => other?,
+        };
+        dir = Dir::Below(below);
+    }
+    Ok(dir)
+}
+
 fn make_directory(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
-        // Someone else was quicker, or it is a link that leads nowhere: opening it will tell.
+        // Someone else was quicker: opening it will tell.
         Err(Errno::EXIST) => Ok(()),
         other => other,
     }
@@ -252,13 +422,17 @@ mod tests {
         symlink(&outside, root.join("out")).unwrap();
         place("/out/x")
             .open_or_make(image, Make::Directory)
-            .unwrap_err();
+            .unwrap();
         assert!(!outside.join("x").exists());
+        assert!(
+            root.join(outside.strip_prefix("/").unwrap())
+                .join("x")
+                .is_dir()
+        );
         symlink("../../../../outside", root.join("up")).unwrap();
-        place("/up/x")
-            .open_or_make(image, Make::Directory)
-            .unwrap_err();
+        place("/up/x").open_or_make(image, Make::Directory).unwrap();
         assert!(!outside.join("x").exists());
+        assert!(root.join("outside/x").is_dir());
         place("/none/../../up2")
             .open_or_make(image, Make::Directory)
             .unwrap();
@@ -266,14 +440,73 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_through_a_link_that_leads_nowhere() {
-        let dir = tempfile::tempdir().unwrap();
-        symlink("/missing", dir.path().join("dangling")).unwrap();
-        let fd = open(dir.path());
-        let image = RootFd::image(fd.as_fd());
-        for make in [Make::File, Make::Directory] {
-            place("/dangling").open_or_make(image, make).unwrap_err();
+    fn what_a_link_leads_to_is_made_where_it_leads_in_the_image() {
+        for (link, target, asked, made) in [
+            ("run", "/far/run", "/run", "far/run"),
+            ("run", "/far/run", "/run/a/b", "far/run/a/b"),
+            ("a/b/link", "../c/d", "/a/b/link", "a/c/d"),
+            ("a/b/link", "c//./d/", "/a/b/link/e", "a/b/c/d/e"),
+            ("link", "none/../real", "/link", "real"),
+            ("link", "../../../../etc/x", "/link", "etc/x"),
+            ("link", "/", "/link/x", "x"),
+            ("link", "..", "/link/x", "x"),
+        ] {
+            for make in [Make::File, Make::Directory] {
+                let dir = tempfile::tempdir().unwrap();
+                let root = dir.path().join("root");
+                std::fs::create_dir_all(root.join(link).parent().unwrap()).unwrap();
+                symlink(target, root.join(link)).unwrap();
+                let fd = open(&root);
+                let image = RootFd::image(fd.as_fd());
+                let opened = place(asked).open_or_make(image, make).unwrap();
+                let stat = rustix::fs::fstat(&opened).unwrap();
+                let found = rustix::fs::stat(root.join(made)).unwrap();
+                assert_eq!(stat.st_ino, found.st_ino, "{link} -> {target}: {asked}");
+                assert!(!root.join("none").exists());
+                let beside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+                assert_eq!(beside.len(), 1, "nothing outside of the root");
+                // And again, when it is there.
+                place(asked).open_or_make(image, make).unwrap();
+            }
         }
-        assert!(!dir.path().join("missing").exists());
+    }
+
+    #[test]
+    fn links_that_lead_in_circles_or_too_far_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        symlink("b/x", root.join("a")).unwrap();
+        symlink("a", root.join("b")).unwrap();
+        // Each of 60 leads to the next one, and the last one to nothing.
+        for n in 0..60 {
+            symlink(format!("long{}", n + 1), root.join(format!("long{n}"))).unwrap();
+        }
+        let far = "d/".repeat(1000);
+        std::fs::write(root.join("file"), "").unwrap();
+        let fd = open(root);
+        let image = RootFd::image(fd.as_fd());
+        let refused = |asked: &str| {
+            place(asked)
+                .open_or_make(image, Make::Directory)
+                .unwrap_err()
+        };
+        assert_eq!(refused("/a"), Errno::LOOP);
+        assert_eq!(refused("/a/c"), Errno::LOOP);
+        assert_eq!(refused("/long0"), Errno::LOOP);
+        assert_eq!(refused("/long0/x"), Errno::LOOP);
+        assert_eq!(refused("/file/x"), Errno::NOTDIR);
+        assert_eq!(refused(&format!("/{far}{far}{far}")), Errno::NAMETOOLONG);
+        assert_eq!(
+            refused(&format!("/{}", "n".repeat(256))),
+            Errno::NAMETOOLONG
+        );
+        // Where no link may be followed none is.
+        let plain = place("/long59").open_or_make(image.without_links(), Make::Directory);
+        assert_eq!(plain.unwrap_err(), Errno::LOOP);
+        assert!(!root.join("long60").exists());
+        place("/long59")
+            .open_or_make(image, Make::Directory)
+            .unwrap();
+        assert!(root.join("long60").is_dir());
     }
 }

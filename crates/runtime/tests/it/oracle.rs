@@ -347,6 +347,68 @@ fn a_readonly_root_with_missing_mount_points() {
 }
 
 #[test]
+fn mount_points_behind_links_that_lead_nowhere_yet() {
+    let name = "links_that_lead_nowhere";
+    let script = "for d in /var/run /data/sub /rel /up; do echo $d; ls $d; done; cat /conf; \
+                  cd /; find far srv other etc/up etc/conf | sort; for l in var/run data rel up conf; do readlink /$l; done";
+    let Some(mut bundle) = Bundle::script(name, script) else {
+        return;
+    };
+    let root = bundle.rootfs.path();
+    let beside = bundle.rootfs.beside().to_owned();
+    std::fs::create_dir(beside.join("volume")).unwrap();
+    std::fs::write(beside.join("volume/file"), "of the volume\n").unwrap();
+    let links = [
+        ("var/run", "/far/run"),
+        ("data", "/srv/data"),
+        ("rel", "other/./place"),
+        ("up", "../../../etc/none/../up"),
+        ("conf", "/etc/conf"),
+    ];
+    // As images have them; what the mounts need is made in the root by each runtime anew.
+    let fresh = || {
+        std::fs::create_dir_all(root.join("var")).unwrap();
+        for dir in ["far", "srv", "other", "etc/up", "etc/conf"] {
+            let path = root.join(dir);
+            drop(std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path)));
+        }
+        for (link, target) in links {
+            drop(std::fs::remove_file(root.join(link)));
+            std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+        }
+    };
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let volume = beside.join("volume");
+    mounts.extend([
+        json!({"destination": "/var/run", "type": "tmpfs", "source": "tmpfs"}),
+        json!({"destination": "/data/sub", "type": "bind", "source": volume, "options": ["bind", "ro"]}),
+        json!({"destination": "/rel", "type": "bind", "source": volume, "options": ["bind", "ro"]}),
+        json!({"destination": "/up", "type": "bind", "source": volume, "options": ["bind", "ro"]}),
+        json!({"destination": "/conf", "type": "bind", "source": volume.join("file"), "options": ["bind", "ro"]}),
+    ]);
+    fresh();
+    let ours = bundle.run(&Runtime::ours());
+    assert_eq!(ours.code, Some(0), "{ours:?}");
+    assert!(ours.stdout.contains("/data/sub\nfile\n"), "{ours:?}");
+    // crun refuses what leads nowhere.
+    for peer in Runtime::peers(name)
+        .into_iter()
+        .filter(|peer| peer.name == "runc")
+    {
+        fresh();
+        let theirs = bundle.run(&peer);
+        assert_eq!(
+            ours.stdout, theirs.stdout,
+            "{}: {}",
+            peer.name, theirs.stderr
+        );
+    }
+    let outside = std::fs::read_dir(&beside).unwrap();
+    let outside: Vec<_> = outside.map(|e| e.unwrap().file_name()).collect();
+    assert!(!outside.contains(&"far".into()), "{outside:?}");
+}
+
+#[test]
 fn exit_codes_and_signals() {
     let name = "exit_codes";
     for script in [

@@ -98,6 +98,12 @@ pub enum PullError {
     /// Everybody who waited left.
     #[error("pull was cancelled: nobody waited for it any more")]
     Cancelled,
+    /// The image was removed as soon as it was there, again and again.
+    #[error("{reference} was removed while it was pulled, several times: pull it again")]
+    Removed {
+        /// What was pulled.
+        reference: Box<Reference>,
+    },
     /// The work died; the log says why.
     #[error("pull ended without a result: see the daemon's log")]
     Died,
@@ -115,6 +121,7 @@ impl PullError {
             Self::Unpack { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Cancelled => Kind::Cancelled,
+            Self::Removed { .. } => Kind::Conflict,
             Self::Thread { .. } | Self::Died => Kind::Internal,
         }
     }

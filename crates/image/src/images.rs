@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use wharf_registry::Client;
-use wharf_store::{ImageRecord, Name, NameRecord, Store, StoreError, Usage};
+use wharf_store::{Checked, ImageRecord, Name, NameRecord, Store, StoreError, Usage};
 use wharf_types::{DiffId, Digest, Platform, Reference};
 
 use crate::document::{Configuration, ImageConfig, host_platform};
@@ -16,6 +16,8 @@ use crate::error::PullError;
 use crate::flight::Flights;
 use crate::pull::{PullRequest, Puller};
 
+/// How often a pull begins anew when its image is removed in the moment in which it is complete.
+const ATTEMPTS: usize = 3;
 /// Where names are looked for first.
 const NAMESPACES: [&str; 2] = ["k8s.io", "default"];
 
@@ -113,16 +115,7 @@ impl Images {
     /// The registry, the image, or the disk; see [`PullError::kind`]. Nothing is left behind then.
     pub async fn pull(&self, request: PullRequest) -> Result<Arc<Image>, PullError> {
         let key = request.clone();
-        let work = || {
-            let inner = Arc::clone(&self.0);
-            async move {
-                let puller = Arc::clone(&inner.puller);
-                let list = Arc::clone(&inner);
-                let id = puller.run(request, move || list.rebuild()).await?;
-                // Removed by somebody in the same moment.
-                inner.by_id(&id).ok_or(PullError::Cancelled)
-            }
-        };
+        let work = || Arc::clone(&self.0).pull(request);
         Box::pin(self.0.pulls.join(key, work)).await.1
     }
 
@@ -192,6 +185,35 @@ impl Images {
         removed.await.unwrap_or(Ok(false))
     }
 
+    /// Takes one name from its image; the last one takes the image with it. `false`: there is no such
+    /// name.
+    ///
+    /// # Errors
+    ///
+    /// The records cannot be written.
+    pub async fn untag(&self, namespace: &str, reference: &Reference) -> Result<bool, StoreError> {
+        let name = Name {
+            namespace: namespace.to_owned(),
+            reference: reference.canonical(),
+        };
+        let inner = Arc::clone(&self.0);
+        let removed = tokio::task::spawn_blocking(move || {
+            let removed = inner.store.remove_name(&name);
+            inner.rebuild();
+            removed
+        });
+        removed.await.unwrap_or(Ok(false))
+    }
+
+    /// Reads these images from the disk and says what is not as it came (see [`Store::check`]). A pull
+    /// of a damaged image repairs it.
+    pub async fn check(&self, images: Vec<Digest>) -> Vec<Checked> {
+        let store = self.0.store.clone();
+        let checked = tokio::task::spawn_blocking(move || store.check(&images));
+        // The task panics only where a bug is, which the log tells.
+        checked.await.unwrap_or_default()
+    }
+
     /// Space that all images take, from records.
     pub fn usage(&self) -> Usage {
         self.0.store.image_usage()
@@ -204,6 +226,22 @@ impl Images {
 }
 
 impl Inner {
+    async fn pull(self: Arc<Self>, request: PullRequest) -> Result<Arc<Image>, PullError> {
+        for _ in 0..ATTEMPTS {
+            let list = Arc::clone(&self);
+            let puller = Arc::clone(&self.puller);
+            let run = puller.run(request.clone(), move || list.rebuild());
+            let id = Box::pin(run).await?;
+            // Not listed: removed by somebody in the same moment.
+            if let Some(image) = self.by_id(&id) {
+                return Ok(image);
+            }
+        }
+        Err(PullError::Removed {
+            reference: Box::new(request.reference),
+        })
+    }
+
     fn by_id(&self, id: &Digest) -> Option<Arc<Image>> {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         list.iter().find(|image| image.id == *id).map(Arc::clone)

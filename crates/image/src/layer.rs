@@ -350,7 +350,9 @@ fn write(
         ended: false,
         hash: Sha256::new(),
     };
-    let facts = unpack(&mut input, ingest.tree(), ingest.discard()).map_err(Failure::Unpack)?;
+    let contents = ingest.contents().map_err(Failure::Store)?;
+    let facts = unpack(&mut input, ingest.tree(), ingest.discard(), contents);
+    let facts = facts.map_err(Failure::Unpack)?;
     // `unpack` reads to the end, so the hash covers everything.
     if !input.ended {
         return Err(Failure::Unpack(UnpackError::Tar(TarError::Truncated(0))));

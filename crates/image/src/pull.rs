@@ -151,7 +151,7 @@ impl Puller {
             let held = self.store.name(name);
             held.is_some_and(|held| held.image == id && held.target == chosen.target)
         });
-        let whole = record.layers.iter().all(|layer| lease.hold(*layer));
+        let whole = lease.hold_all(&record.layers);
         // The configuration must be readable: a pull repairs what a power cut damaged.
         let there = named && whole && self.stored(id).await.is_some();
         tracing::debug!(reference = %request.reference, there, "image is known");

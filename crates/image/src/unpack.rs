@@ -14,14 +14,15 @@ mod writer; // entries into files
 use std::io::BufRead;
 use std::os::fd::BorrowedFd;
 
-use wharf_store::LayerFacts;
+use wharf_store::{Contents, LayerFacts};
 
 use crate::tar::Reader;
 
 pub use error::UnpackError;
 
 /// Writes the layer that `input` holds below `tree`, an empty directory, and reads `input` to its
-/// end. What the layer itself replaces is moved to `discard`.
+/// end. What the layer itself replaces is moved to `discard`; what is there in the end is noted in
+/// `contents`.
 ///
 /// # Errors
 ///
@@ -31,9 +32,10 @@ pub fn unpack<R: BufRead>(
     input: R,
     tree: BorrowedFd<'_>,
     discard: BorrowedFd<'_>,
+    contents: Contents,
 ) -> Result<LayerFacts, UnpackError> {
     let mut reader = Reader::new(input);
-    let mut writer = writer::Writer::new(tree, discard)?;
+    let mut writer = writer::Writer::new(tree, discard, contents)?;
     while let Some(entry) = reader.next_entry()? {
         writer.entry(&entry, &mut reader)?;
     }

@@ -12,8 +12,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::contents::{Access, Contents, LayerPath};
 use crate::layout::DIRECTORY;
-use crate::record::{LayerFacts, LayerPath};
+use crate::record::LayerFacts;
 
 /// Names of extended attributes of one directory.
 const NAMES_MAX: usize = 64 * 1024;
@@ -77,6 +78,14 @@ impl Attributes {
 
     fn differ_from_implied(&self) -> bool {
         (self.mode, self.uid, self.gid) != (0o755, 0, 0) || !self.xattrs.is_empty()
+    }
+
+    fn access(&self) -> Access {
+        Access {
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -209,13 +218,15 @@ impl Wanted {
     }
 }
 
-/// Writes the planned directories below `tree`.
+/// Writes the planned directories below `tree`, and the list of them.
 pub(crate) fn write(
     tree: BorrowedFd<'_>,
+    contents: &mut Contents,
     plan: &BTreeMap<Vec<u8>, Attributes>,
-) -> Result<(), Errno> {
+) -> std::io::Result<()> {
     let mut made = Vec::new();
     for (path, attributes) in plan {
+        contents.directory(path, attributes.access(), false)?;
         let (parent, name) = match path.iter().rposition(|b| *b == b'/') {
             Some(at) => (open(tree, &path[..at])?, &path[at + 1..]),
             None => (Some(reopen(tree)?), &path[..]),

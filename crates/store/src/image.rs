@@ -5,16 +5,17 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::process::{getegid, geteuid};
 use wharf_types::{ChainId, DiffId, Digest};
 
+use crate::contents::Access;
 use crate::database::Change;
 use crate::error::StoreError;
 use crate::fix::{self, FixError, Lower};
 use crate::layer::{Ingest, Lease, Sealed};
 use crate::layout::{Draft, TREE, blob_name, io};
 use crate::record::{
-    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKey, LayerPath, LayerRecord, Name,
-    NameRecord,
+    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKey, LayerRecord, Name, NameRecord,
 };
 use crate::state::{Durability, Inner, State, Store, lock};
 use crate::tree::Usage;
@@ -65,12 +66,21 @@ impl Store {
             layers: Vec::new(),
         };
         for sealed in commit.sealed.iter().map(AsRef::as_ref).chain(fix.as_ref()) {
-            if inner.state().layers.contains_key(&sealed.key) {
+            let (there, damaged) = {
+                let state = inner.state();
+                let there = state.layers.contains_key(&sealed.key);
+                (there, state.damaged.contains(&sealed.key))
+            };
+            if there && !damaged {
                 continue;
             }
             let home = sealed.take().ok_or_else(|| missing(&sealed.key))?;
-            home.settle(&sealed.key)?;
-            settled.layers.push(sealed.key);
+            if there {
+                home.replace(&sealed.key)?;
+            } else {
+                home.settle(&sealed.key)?;
+                settled.layers.push(sealed.key);
+            }
             changes.push(Change::PutLayer(sealed.key, sealed.record.clone()));
         }
         self.settle_blobs(commit, drafts)?;
@@ -219,8 +229,8 @@ impl Store {
         let key = LayerKey::Fix(chain);
         let stack = {
             let mut state = self.0.state();
-            if state.layers.contains_key(&key) {
-                state.leases.entry(commit.lease.id).or_default().insert(key);
+            state.leases.entry(commit.lease.id).or_default().insert(key);
+            if state.has(&key) {
                 return Ok(None);
             }
             self.lowers(&state, commit)?
@@ -251,7 +261,19 @@ impl Store {
             return Ok(None);
         }
         let ingest = Ingest::new(&self.0)?;
-        fix::write(ingest.tree(), &plan).map_err(&failed)?;
+        let write = |source| StoreError::Io {
+            action: "correct directories of",
+            path: self.0.layout.root().to_owned(),
+            source,
+        };
+        let mut contents = ingest.contents()?;
+        let root = Access {
+            mode: 0o755,
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        };
+        contents.directory(b"", root, false).map_err(write)?;
+        fix::write(ingest.tree(), &mut contents, &plan).map_err(write)?;
         let inodes = u64::try_from(plan.len()).unwrap_or(u64::MAX);
         let facts = LayerFacts {
             entries: inodes,
@@ -259,7 +281,7 @@ impl Store {
                 bytes: inodes.saturating_mul(DIRECTORY_BYTES),
                 inodes,
             },
-            implied: Vec::<LayerPath>::new(),
+            contents: contents.finish().map_err(write)?,
             ..LayerFacts::default()
         };
         ingest.seal_as(key, facts).map(Some)
@@ -374,6 +396,32 @@ impl Store {
         Ok(true)
     }
 
+    /// Takes one name from its image; with its last name the image goes, as by [`Store::remove_image`].
+    /// `false`: there was no such name.
+    ///
+    /// # Errors
+    ///
+    /// The records cannot be written.
+    pub fn remove_name(&self, name: &Name) -> Result<bool, StoreError> {
+        let guard = lock(&self.0.writer);
+        let (image, last) = {
+            let state = self.0.state();
+            let Some(record) = state.names.get(name) else {
+                return Ok(false);
+            };
+            (record.image, state.names_of(&record.image).len() == 1)
+        };
+        let mut changes = vec![Change::DropName(name.clone())];
+        changes.extend(last.then_some(Change::DropImage(image)));
+        self.0.commit(changes)?;
+        self.refresh_sidecar(&image);
+        drop(guard);
+        if last {
+            self.collect()?;
+        }
+        Ok(true)
+    }
+
     /// Moves layers and documents that nobody needs to the trash: no image, no snapshot, no lease.
     /// Returns how many there were.
     ///
@@ -426,6 +474,7 @@ impl Store {
                 count += 1;
             }
         }
+        inner.collect_retired()?;
         inner.trash.wake();
         Ok(count)
     }

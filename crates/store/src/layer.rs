@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use wharf_types::DiffId;
+use wharf_types::{ChainId, DiffId};
 
+use crate::contents::Contents;
 use crate::error::StoreError;
-use crate::layout::{DISCARD, LAYER_SIDECAR, TREE};
+use crate::layout::{CONTENTS, DISCARD, LAYER_SIDECAR, TREE};
 use crate::record::{LayerFacts, LayerKey, LayerKind, LayerRecord, LayerSidecar, encode};
 use crate::state::{Inner, Store, lock};
 
@@ -26,7 +27,7 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// Moves `tree/` and its sidecar to the name of `key` among the layers.
+    /// Moves `tree/` and what is beside it to the name of `key` among the layers.
     pub(crate) fn settle(mut self, key: &LayerKey) -> Result<(), StoreError> {
         let layout = &self.store.layout;
         if let Some(name) = &self.name {
@@ -34,6 +35,19 @@ impl Home {
             layout.discard(&layout.layers, &key.name())?;
             layout.discard(&layout.ingest, &format!("{name}/{DISCARD}"))?;
             layout.ingest.rename(name, &layout.layers, &key.name())?;
+        }
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Home {
+    /// Moves `tree/` and what is beside it to the place of a damaged layer.
+    pub(crate) fn replace(mut self, key: &LayerKey) -> Result<(), StoreError> {
+        let layout = &self.store.layout;
+        if let Some(name) = &self.name {
+            layout.discard(&layout.ingest, &format!("{name}/{DISCARD}"))?;
+            self.store.replace_layer(name, key)?;
         }
         self.name = None;
         Ok(())
@@ -83,6 +97,18 @@ impl Ingest {
     /// An empty directory on the same file system: what a writer moves here is deleted later.
     pub fn discard(&self) -> BorrowedFd<'_> {
         self.discard.as_fd()
+    }
+
+    /// The list of what is written, to be noted there; its end goes into the layer's facts. A layer
+    /// without one cannot be checked.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made, or was made before.
+    pub fn contents(&self) -> Result<Contents, StoreError> {
+        let name = self.home.name.as_deref().unwrap_or_default();
+        let room = &self.home.store.layout.ingest;
+        room.create(&format!("{name}/{CONTENTS}")).map(Contents::to)
     }
 
     /// Declares the tree complete. It becomes visible with the image that it is committed with.
@@ -151,13 +177,27 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Whether the layer is in the store. If so, or as soon as somebody brings it, it stays there
-    /// while the lease lives.
+    /// Whether the layer is in the store, and whole as far as is known. If it is there, or as soon as
+    /// somebody brings it, it stays while the lease lives.
     pub fn hold(&self, layer: DiffId) -> bool {
         let key = LayerKey::Diff(layer);
         let mut state = self.store.state();
         state.leases.entry(self.id).or_default().insert(key);
-        state.layers.contains_key(&key)
+        state.has(&key)
+    }
+
+    /// The same of all layers of an image, and of what belongs to them as a stack.
+    pub fn hold_all(&self, layers: &[DiffId]) -> bool {
+        let mut whole = true;
+        for layer in layers {
+            whole &= self.hold(*layer);
+        }
+        let Some(fix) = ChainId::of(layers).map(LayerKey::Fix) else {
+            return whole;
+        };
+        let mut state = self.store.state();
+        state.leases.entry(self.id).or_default().insert(fix);
+        whole && !state.damaged.contains(&fix)
     }
 }
 
@@ -187,8 +227,8 @@ impl Store {
         }
     }
 
-    /// Whether a layer is in the store.
+    /// Whether a layer is in the store, and whole as far as is known.
     pub fn has_layer(&self, layer: DiffId) -> bool {
-        self.0.state().layers.contains_key(&LayerKey::Diff(layer))
+        self.0.state().has(&LayerKey::Diff(layer))
     }
 }

@@ -6,10 +6,12 @@
 //! store.reserve            space that is given up when the disk is full
 //! images/<hex>.json        sidecar of an image record, so that the database can be rebuilt
 //! blobs/<hex>              manifests and configurations, byte for byte
-//! layers/<hex>/            tree/ (overlay form), layer.json (sidecar of the record)
+//! layers/<hex>/            tree/ (overlay form), layer.json (sidecar of the record), contents (what
+//!                          the tree must hold), damaged (it does not: a pull replaces it)
 //! layers/fix-<hex>/        directory attributes that a stack of layers needs (see `fix`)
 //! snapshots/<key>/         snapshot.json, upper/, work/
 //! ingest/<n>/              tree/, discard/: a layer being written
+//! retired/<n>/             a damaged layer that was replaced, users: snapshots that still show it
 //! trash/<n>                on its way out
 //! empty/                   an empty directory: a lower layer where overlayfs wants one more
 //! ```
@@ -29,6 +31,9 @@ use crate::error::StoreError;
 pub(crate) const TREE: &str = "tree";
 pub(crate) const DISCARD: &str = "discard";
 pub(crate) const LAYER_SIDECAR: &str = "layer.json";
+pub(crate) const CONTENTS: &str = "contents";
+pub(crate) const DAMAGED: &str = "damaged";
+pub(crate) const USERS: &str = "users";
 pub(crate) const SNAPSHOT_RECORD: &str = "snapshot.json";
 pub(crate) const UPPER: &str = "upper";
 pub(crate) const WORK: &str = "work";
@@ -147,6 +152,20 @@ impl Room {
             .map_err(io("rename", &self.path(name)))
     }
 
+    /// Lets two entries change places, at once.
+    pub(crate) fn exchange(&self, name: &str, with: &Self, other: &str) -> Result<(), StoreError> {
+        fs::renameat_with(&self.fd, name, &with.fd, other, RenameFlags::EXCHANGE)
+            .map_err(io("exchange", &self.path(name)))
+    }
+
+    /// Creates a file within, to be written.
+    pub(crate) fn create(&self, name: &str) -> Result<File, StoreError> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600));
+        Ok(made.map_err(io("create", &self.path(name)))?.into())
+    }
+
     /// Brings the names to the disk.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         fs::fsync(&self.fd).map_err(io("sync", &self.path))
@@ -203,6 +222,7 @@ pub(crate) struct Layout {
     pub(crate) layers: Room,
     pub(crate) snapshots: Room,
     pub(crate) ingest: Room,
+    pub(crate) retired: Room,
     pub(crate) trash: Room,
     pub(crate) empty: Room,
     counter: AtomicU64,
@@ -225,6 +245,7 @@ impl Layout {
             layers: room("layers")?,
             snapshots: room("snapshots")?,
             ingest: room("ingest")?,
+            retired: room("retired")?,
             trash: room("trash")?,
             empty: room("empty")?,
             root: root.to_owned(),

@@ -13,21 +13,27 @@ mod layout; // names of files; the lock
 mod tree; // measuring and removing directory trees
 mod trash; // deletion in the background
 mod overlay; // mounts
+mod contents; // what a layer must hold
 mod record; // what is remembered
+mod compare; // what it does hold
 mod fix; // corrections that only a stack knows
 mod database; // durable records
 mod state; // maps and locks
+mod replace; // damaged layers make room for whole ones
 mod layer; // layers on their way in; leases
 mod image; // images, names, collection
+mod check; // looking for damage
 mod snapshot; // writable layers; space
 mod open; // start and recovery
 
+pub use check::{Checked, Damage};
+pub use contents::{Access, Contents, ContentsRef, Extents, LayerPath};
 pub use error::{StoreError, is_full};
 pub use image::ImageCommit;
 pub use layer::{Ingest, Lease, Sealed};
 pub use record::{
-    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKind, LayerPath, LayerRecord,
-    Name, NameRecord,
+    BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKind, LayerRecord, Name,
+    NameRecord,
 };
 pub use snapshot::Snapshot;
 pub use state::{Durability, Store};

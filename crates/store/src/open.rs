@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::database::{Change, Contents, Records};
 use crate::error::StoreError;
-use crate::layout::{LAYER_SIDECAR, Layout, SNAPSHOT_RECORD, TREE, io};
+use crate::layout::{DAMAGED, LAYER_SIDECAR, Layout, SNAPSHOT_RECORD, TREE, io};
 use crate::overlay::Overlay;
 use crate::record::{ImageSidecar, LayerKey, LayerSidecar, SIDECAR_MAX, SnapshotRecord, decode};
+use crate::replace;
 use crate::snapshot::is_complete;
 use crate::state::{Durability, Inner, SnapshotEntry, State, Store};
 use crate::trash::Trash;
@@ -29,6 +30,9 @@ impl Store {
         let changes = reconcile(&layout, &contents);
         let mut state = State::default();
         for (key, record) in contents.layers {
+            if layout.layers.has(&format!("{key}/{DAMAGED}")) {
+                state.damaged.insert(key);
+            }
             state.layers.insert(key, record);
         }
         for image in contents.images {
@@ -41,6 +45,8 @@ impl Store {
         }
         sweep(&layout, &state)?;
         recover_snapshots(&layout, &mut state)?;
+        let boot = boot_id();
+        replace::recover(&layout, &mut state, &boot)?;
         let images: Vec<_> = state.images.keys().copied().collect();
         let store = Self(Arc::new(Inner {
             trash: Trash::start(Arc::clone(&layout))?,
@@ -49,7 +55,7 @@ impl Store {
             writer: Mutex::new(()),
             overlay: Overlay::default(),
             durability,
-            boot: boot_id(),
+            boot,
             layout,
         }));
         for id in images {

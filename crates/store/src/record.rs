@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wharf_types::{ChainId, DiffId, Digest, Reference};
 
+use crate::contents::{ContentsRef, LayerPath};
 use crate::error::StoreError;
 use crate::tree::Usage;
 
@@ -39,33 +40,6 @@ impl LayerKind {
     }
 }
 
-/// A path within a layer, without leading slash: bytes, because that is what file names are.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(from = "PathForm", into = "PathForm")]
-pub struct LayerPath(pub Vec<u8>);
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum PathForm {
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl From<PathForm> for LayerPath {
-    fn from(form: PathForm) -> Self {
-        match form {
-            PathForm::Text(text) => Self(text.into_bytes()),
-            PathForm::Bytes(bytes) => Self(bytes),
-        }
-    }
-}
-
-impl From<LayerPath> for PathForm {
-    fn from(path: LayerPath) -> Self {
-        String::from_utf8(path.0).map_or_else(|e| Self::Bytes(e.into_bytes()), Self::Text)
-    }
-}
-
 /// What unpacking a layer found out.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LayerFacts {
@@ -87,6 +61,9 @@ pub struct LayerFacts {
     /// Device nodes and attributes left out because this process may not make them.
     #[serde(default)]
     pub skipped: u64,
+    /// The list of everything in it; `None`: it cannot be checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<ContentsRef>,
 }
 
 /// Bytes of names of directories whose attributes other layers decide, over all layers of an image.

@@ -144,7 +144,7 @@ impl Store {
                 let mut state = self.0.state();
                 forget(&mut state, &entry);
                 let used = |id| state.images.values().any(|image| image.layers.contains(id));
-                !entry.record.layers.iter().all(used)
+                !state.retired.is_empty() || !entry.record.layers.iter().all(used)
             };
             drop(made);
             self.0.trash.wake();

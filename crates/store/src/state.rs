@@ -39,6 +39,10 @@ pub(crate) struct State {
     pub(crate) snapshots: HashMap<String, Arc<SnapshotEntry>>,
     /// Snapshots that could not be read at the start, and why. They are kept.
     pub(crate) unread: BTreeMap<String, String>,
+    /// Layers that were found damaged: they are used as they are, and the next pull replaces them.
+    pub(crate) damaged: HashSet<LayerKey>,
+    /// Layers that were replaced, by their name in `retired`, and the snapshots that still show them.
+    pub(crate) retired: BTreeMap<String, Vec<String>>,
     /// Layers that a pull in flight relies on, by lease.
     pub(crate) leases: HashMap<u64, HashSet<LayerKey>>,
     pub(crate) next_lease: u64,
@@ -66,9 +70,15 @@ impl State {
                 }
                 Change::DropLayer(key) => {
                     self.layers.remove(&key);
+                    self.damaged.remove(&key);
                 }
             }
         }
+    }
+
+    /// Whether a layer is there and whole, as far as is known.
+    pub(crate) fn has(&self, key: &LayerKey) -> bool {
+        self.layers.contains_key(key) && !self.damaged.contains(key)
     }
 
     /// All names of an image.

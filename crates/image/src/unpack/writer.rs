@@ -13,9 +13,9 @@ use std::io::BufRead;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use wharf_store::{LayerFacts, LayerPath};
+use wharf_store::{Access, Contents, Extents, LayerFacts, LayerPath};
 
 use crate::limits::CORRECTIONS_MAX;
 use crate::tar::{Entry, EntryKind, Reader};
@@ -37,16 +37,22 @@ pub(crate) struct Writer<'a> {
     places: Places<'a>,
     rights: Rights,
     facts: LayerFacts,
+    contents: Contents,
 }
 
 impl<'a> Writer<'a> {
-    pub(crate) fn new(tree: BorrowedFd<'a>, discard: BorrowedFd<'a>) -> Result<Self, UnpackError> {
+    pub(crate) fn new(
+        tree: BorrowedFd<'a>,
+        discard: BorrowedFd<'a>,
+        contents: Contents,
+    ) -> Result<Self, UnpackError> {
         let rights = Rights::of_process();
         Ok(Self {
             tree,
             places: Places::new(tree, discard, rights.opaque_mark())?,
             rights,
             facts: LayerFacts::default(),
+            contents,
         })
     }
 
@@ -115,8 +121,10 @@ impl<'a> Writer<'a> {
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let file = self.create(place, name, || fs::openat(&place.fd, name, flags, mode))?;
         let mut end = 0;
+        let mut extents = Extents::default();
         while let Some(piece) = reader.next_piece()? {
             write_all(&file, piece.data, piece.offset).map_err(io("write", &entry.path))?;
+            extents.add(piece.offset, piece.data);
             let length = u64::try_from(piece.data.len()).unwrap_or(u64::MAX);
             end = piece.offset.saturating_add(length);
             self.facts.content = self.facts.content.saturating_add(length);
@@ -130,7 +138,27 @@ impl<'a> Writer<'a> {
         self.facts.usage.bytes = self.facts.usage.bytes.saturating_add(tail);
         self.count();
         self.facts.skipped += attributes::set_on_file(&file, entry, self.rights, true)?;
-        Ok(())
+        let access = self.access(entry, || fs::fstat(&file))?;
+        let path = join(&place.path, name);
+        let noted = self.contents.file(&path, access, end.max(size), &extents);
+        noted.map_err(note(&entry.path))
+    }
+
+    /// What `entry` made of a file that was created a moment ago; asked only where it is not what the
+    /// entry says.
+    fn access(
+        &self,
+        entry: &Entry,
+        stat: impl FnOnce() -> Result<Stat, Errno>,
+    ) -> Result<Access, UnpackError> {
+        if self.rights.privileged && entry.xattrs.is_empty() {
+            return Ok(Access {
+                mode: entry.mode,
+                uid: entry.uid,
+                gid: entry.gid,
+            });
+        }
+        Ok(of(&stat().map_err(io("look at", &entry.path))?))
     }
 
     fn directory(&mut self, place: &Place, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
@@ -224,7 +252,11 @@ impl<'a> Writer<'a> {
             let is_link = kind == FileType::Symlink;
             attributes::set_by_name(place.fd.as_fd(), name, entry, self.rights, is_link)?
         };
-        Ok(())
+        let now = fs::statat(&place.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let access = of(&now.map_err(io("look at", &entry.path))?);
+        let (path, real) = (join(&place.path, name), join(&home.path, last));
+        let noted = self.contents.link(&path, &real, access);
+        noted.map_err(note(&entry.path))
     }
 
     /// Symbolic links, devices and pipes.
@@ -252,7 +284,21 @@ impl<'a> Writer<'a> {
         let is_link = matches!(entry.kind, EntryKind::Symlink(_));
         let dir = place.fd.as_fd();
         self.facts.skipped += attributes::set_by_name(dir, name, entry, self.rights, is_link)?;
-        Ok(())
+        let stat = || fs::statat(&place.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let path = join(&place.path, name);
+        let noted = if let EntryKind::Symlink(target) = &entry.kind {
+            let access = self.access(entry, stat)?;
+            self.contents.symlink(&path, access, target)
+        } else {
+            let stat = stat().map_err(io("look at", &entry.path))?;
+            self.note_special(&path, &stat)
+        };
+        noted.map_err(note(&entry.path))
+    }
+
+    fn note_special(&mut self, path: &[u8], stat: &Stat) -> std::io::Result<()> {
+        let kind = FileType::from_raw_mode(stat.st_mode).as_raw_mode();
+        self.contents.special(path, of(stat), kind, stat.st_rdev)
     }
 
     fn whiteout(
@@ -291,7 +337,9 @@ impl<'a> Writer<'a> {
         }
         self.places.hold_whiteouts(&place.path)?;
         self.count();
-        Ok(())
+        let stat = fs::statat(&place.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.map_err(io("look at", &path))?;
+        self.note_special(&path, &stat).map_err(note(&path))
     }
 
     fn opaque(&mut self, parts: &[&[u8]]) -> Result<(), UnpackError> {
@@ -333,15 +381,18 @@ impl<'a> Writer<'a> {
         let states = std::mem::take(&mut self.places.states);
         let mut implied = BTreeSet::new();
         let mut whiteouts = BTreeSet::new();
+        let mut opaque_root = false;
         for (path, state) in states {
             if state.whiteouts {
                 whiteouts.insert(LayerPath(path.clone()));
             }
             if path.is_empty() {
+                opaque_root = state.opaque;
                 continue;
             }
             let dir = self.places.open_real(&path)?;
             self.facts.skipped += attributes::set_late(dir.as_fd(), &path, &state.late)?;
+            self.note_directory(dir.as_fd(), &path, state.opaque)?;
             if state.implied {
                 self.facts.usage.inodes += 1;
                 self.facts.usage.bytes += SPACE_UNIT;
@@ -357,11 +408,24 @@ impl<'a> Writer<'a> {
         }
         fs::fchmod(self.tree, Mode::from_raw_mode(0o755)).map_err(io("chmod", b"."))?;
         attributes::set_late(self.tree, b".", &Late::default())?;
+        self.note_directory(self.tree, b"", opaque_root)?;
         self.facts.usage.inodes += 1;
         self.facts.usage.bytes += SPACE_UNIT;
         self.facts.implied = implied.into_iter().collect();
         self.facts.whiteouts_in = whiteouts.into_iter().collect();
+        self.facts.contents = self.contents.finish().map_err(note(b"."))?;
         Ok(self.facts)
+    }
+
+    fn note_directory(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+        opaque: bool,
+    ) -> Result<(), UnpackError> {
+        let stat = fs::fstat(dir).map_err(io("look at", path))?;
+        let noted = self.contents.directory(path, of(&stat), opaque);
+        noted.map_err(note(path))
     }
 
     /// Removes whiteouts that an opaque mark made pointless: they would be seen.
@@ -385,6 +449,8 @@ impl<'a> Writer<'a> {
                 let stat = fs::statat(&*dir, &name, AtFlags::SYMLINK_NOFOLLOW);
                 if stat.is_ok_and(|stat| is_whiteout(&stat)) {
                     fs::unlinkat(&*dir, &name, AtFlags::empty()).map_err(io("remove", &path))?;
+                    let gone = self.contents.gone(&join(&path, name.to_bytes()));
+                    gone.map_err(note(&path))?;
                 }
             }
             if let Some(state) = self.places.states.get_mut(&path) {
@@ -392,6 +458,23 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(())
+    }
+}
+
+fn of(stat: &Stat) -> Access {
+    Access {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    }
+}
+
+/// Wraps a failure to note an entry.
+fn note(path: &[u8]) -> impl FnOnce(std::io::Error) -> UnpackError + use<'_> {
+    move |source| UnpackError::Io {
+        action: "note",
+        path: show(path),
+        source,
     }
 }
 

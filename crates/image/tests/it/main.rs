@@ -11,3 +11,4 @@ mod reader; // the parser alone
 mod unpack; // whiteouts, attributes, hostile names
 mod oracle; // the same as GNU tar and as a model
 mod pull; // whole pulls from a registry that misbehaves
+mod check; // damage on the disk, found and repaired

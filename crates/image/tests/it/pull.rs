@@ -19,16 +19,16 @@ use wharf_types::{Digest, Kind, Platform};
 const SOON: Duration = Duration::from_secs(20);
 
 /// A node that pulls, and the registry that it pulls from.
-struct Node {
+pub(crate) struct Node {
     _dir: tempfile::TempDir,
-    root: PathBuf,
-    store: Store,
-    images: Images,
-    registry: Registry,
+    pub(crate) root: PathBuf,
+    pub(crate) store: Store,
+    pub(crate) images: Images,
+    pub(crate) registry: Registry,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("store");
         Self::at(dir, root, Duration::ZERO)
@@ -46,12 +46,28 @@ impl Node {
         }
     }
 
-    async fn pull(&self, reference: &str) -> Result<Arc<Image>, PullError> {
+    /// The next daemon on the same directory.
+    pub(crate) fn reopen(&mut self) {
+        let nowhere = tempfile::tempdir().unwrap();
+        self.store = Store::open(nowhere.path(), Durability::None).unwrap();
+        self.images = images(&self.store, Duration::ZERO);
+        // The last handle may still be on its way out of a finished task.
+        let mut again = None;
+        let opened = wait::until(SOON, || {
+            again = Store::open(&self.root, Durability::None).ok();
+            Ok(again.is_some())
+        });
+        assert!(opened.unwrap());
+        self.store = again.unwrap();
+        self.images = images(&self.store, Duration::ZERO);
+    }
+
+    pub(crate) async fn pull(&self, reference: &str) -> Result<Arc<Image>, PullError> {
         self.images.pull(request(reference)).await
     }
 
     /// Blob requests that the registry saw since it forgot.
-    fn blobs(&self) -> Vec<String> {
+    pub(crate) fn blobs(&self) -> Vec<String> {
         let seen = self.registry.requests().into_iter().map(|r| r.path);
         seen.filter(|path| path.contains("/blobs/")).collect()
     }
@@ -69,7 +85,7 @@ impl Node {
     }
 
     /// Waits until a failed pull has cleaned up, and tells what stays.
-    async fn assert_clean(&self) {
+    pub(crate) async fn assert_clean(&self) {
         let this = (self.store.clone(), self.root.clone());
         let done = tokio::task::spawn_blocking(move || {
             wait::until(SOON, || {
@@ -109,7 +125,7 @@ fn request(reference: &str) -> PullRequest {
     }
 }
 
-fn path_of(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
+pub(crate) fn path_of(fd: &impl std::os::fd::AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use wharf_image::unpack::{UnpackError, unpack};
-use wharf_store::LayerFacts;
+use wharf_store::{Contents, LayerFacts};
 
 /// A fresh layer directory between things that must not change.
 pub(crate) struct Layer {
@@ -34,7 +34,7 @@ impl Layer {
         let open = |name| fs::File::open(self.dir.path().join(name)).unwrap();
         let (tree, discard) = (open("tree"), open("discard"));
         use std::os::fd::AsFd as _;
-        unpack(tar, tree.as_fd(), discard.as_fd())
+        unpack(tar, tree.as_fd(), discard.as_fd(), Contents::unkept())
     }
 
     /// What lies beside the layer.

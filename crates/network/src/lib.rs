@@ -9,12 +9,26 @@ pub mod ip; // an address with the length of its prefix
 pub mod error; // errors as the specification has them
 pub mod version; // versions of the specification
 pub mod result; // what a chain made
+pub mod convert; // results in the forms of older versions
 pub mod builtin; // a plugin that runs in-process, and a call of one
 pub mod plugin; // the built-in plugins
 pub mod ports; // ports of the node that lead to pods
+pub mod config; // one network's configuration
+pub mod directory; // the directory of configurations
+mod exec; // one run of an executable plugin
+pub mod chain; // a chain of plugins, run
+pub mod inside; // what can only be done inside a namespace
+pub mod record; // attachments on disk
+pub mod attachments; // what is attached
+pub mod readiness; // whether pods can get a network
+pub mod watch; // notices changed configurations
+mod default_network; // a bridge of our own
+pub mod networks; // the door
 
+pub use attachments::{AttachRequest, NetworkError, PodNetns};
 pub use builtin::{Attachment, Builtin, Delegate, Inside, Invocation, Netns};
 pub use error::CniError;
 pub use ip::IpNet;
+pub use networks::{NetworkState, Networks, NetworksConfig};
 pub use result::CniResult;
 pub use version::CniVersion;

@@ -31,3 +31,13 @@ pub const STATUS_PERIOD: Duration = Duration::from_secs(5);
 pub const READY_GRACE: Duration = Duration::from_secs(30);
 /// Chains that run at the same time.
 pub const CHAINS_MAX: usize = 256;
+/// How often a program that is being written is tried, and the pause before the next time.
+pub const BUSY_TRIES: u32 = 20;
+/// See [`BUSY_TRIES`].
+pub const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Networks, problems and attachments that are told of in Status.
+pub const STATUS_ITEMS_MAX: usize = 64;
+/// How long the helper that enters a namespace may take.
+pub const HELPER_DEADLINE: Duration = Duration::from_secs(10);
+/// How often garbage is collected while nothing else asks for it.
+pub const GC_PERIOD: Duration = Duration::from_secs(1800);

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
+use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind, PodId};
 
 use crate::limits::{RECORD_FILE_MAX, RECORD_MAX};
@@ -254,6 +255,7 @@ impl Records {
             }
             _ => {}
         }
+        point("save record: pod's directory made").map_err(io("create", &dir))?;
         save(&dir.join("pod.json"), &bytes)
     }
 
@@ -284,7 +286,8 @@ impl Records {
     /// The file system refuses.
     pub fn forget_container(&self, pod: &PodId, id: &ContainerId) -> Result<(), RecordError> {
         let path = self.pods.join(pod.as_str()).join(format!("{id}.json"));
-        absent_is_fine(std::fs::remove_file(&path)).map_err(io("remove", &path))
+        absent_is_fine(std::fs::remove_file(&path)).map_err(io("remove", &path))?;
+        point("remove container: record removed").map_err(io("remove", &path))
     }
 
     /// Removes a pod's record and directory; one that is gone is fine.
@@ -294,7 +297,8 @@ impl Records {
     /// The file system refuses.
     pub fn forget_pod(&self, pod: &PodId) -> Result<(), RecordError> {
         let path = self.pods.join(pod.as_str());
-        absent_is_fine(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))
+        absent_is_fine(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;
+        point("remove pod: records removed").map_err(io("remove", &path))
     }
 
     /// Every pod with its containers. A directory whose pod record is missing or broken is given as
@@ -399,7 +403,9 @@ fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
     let draft = path.with_extension(format!("{number}.{DRAFT}"));
     let saved = write(&draft, bytes)
-        .and_then(|()| std::fs::rename(&draft, path).map_err(io("rename", path)));
+        .and_then(|()| point("save record: draft written").map_err(io("write", &draft)))
+        .and_then(|()| std::fs::rename(&draft, path).map_err(io("rename", path)))
+        .and_then(|()| point("save record: written").map_err(io("write", path)));
     if saved.is_err() {
         // What stays all the same is removed at the next start.
         std::fs::remove_file(&draft).ok();

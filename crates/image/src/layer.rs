@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use wharf_registry::{BlobRequest, Client, Credentials};
 use wharf_store::{Ingest, Sealed, Store, StoreError};
+use wharf_sys::fault::point;
 use wharf_types::{DiffId, Digest, Reference};
 
 use crate::error::PullError;
@@ -361,6 +362,7 @@ fn write(
     if found != expected.0 {
         return Err(Failure::DiffId(found));
     }
+    point("pull: layer verified").map_err(|e| Failure::Unpack(TarError::Read(e).into()))?;
     ingest.seal(expected, facts).map_err(Failure::Store)
 }
 
@@ -418,6 +420,7 @@ impl BufRead for Buffers {
         while self.at >= self.current.len() && !self.ended {
             match self.buffers.recv() {
                 Ok(Plain::Data(data)) => {
+                    point("pull: piece of a layer taken")?;
                     self.hash.update(&data);
                     let old = std::mem::replace(&mut self.current, data);
                     self.at = 0;

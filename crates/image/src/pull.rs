@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use wharf_registry::{BlobRequest, Client, Credentials};
 use wharf_store::{CORRECTION_BYTES_MAX, ImageCommit, Lease, Name, Sealed, Store, StoreError};
+use wharf_sys::fault::point;
 use wharf_types::{DiffId, Digest, Platform, Reference};
 
 use crate::document::{
@@ -97,6 +98,7 @@ impl Puller {
         attempted: impl FnOnce() + Send + 'static,
     ) -> Result<Digest, PullError> {
         let chosen = self.choose(request).await?;
+        passed(request, point("pull: manifest read"))?;
         let names = names_of(request, chosen.target);
         let lease = self.store.lease();
         if let Some(id) = self.already_there(request, &chosen, &names, &lease).await {
@@ -106,9 +108,11 @@ impl Puller {
         }
         let (id, config_bytes) = self.configuration(request, &chosen.manifest.config).await?;
         let config = self.check(request, &chosen.manifest, &config_bytes)?;
+        passed(request, point("pull: configuration read"))?;
         let sealed = self
             .layers(request, &chosen.manifest, &config, &lease)
             .await?;
+        passed(request, point("pull: layers there"))?;
         let store = self.store.clone();
         let layers = config.layers;
         let committed = tokio::task::spawn_blocking(move || {
@@ -164,6 +168,7 @@ impl Puller {
         let accepted = self.accepted(request);
         let top = self.client.resolve(reference, &request.credentials);
         let top = top.await.map_err(|e| fetched(request, e))?;
+        passed(request, point("pull: resolved"))?;
         let (target, mut bytes) = (top.digest, top.bytes);
         let mut digest = target;
         let mut documents = Vec::new();
@@ -476,6 +481,21 @@ fn fetched(request: &PullRequest, error: wharf_registry::FetchError) -> PullErro
         reference: Box::new(request.reference.clone()),
         source: Arc::new(error),
     }
+}
+
+/// A fault point that was passed.
+fn passed(request: &PullRequest, point: std::io::Result<()>) -> Result<(), PullError> {
+    point.map_err(|source| {
+        let (action, path) = ("go on with", "the pull".into());
+        stored(
+            request,
+            StoreError::Io {
+                action,
+                path,
+                source,
+            },
+        )
+    })
 }
 
 fn stored(request: &PullRequest, error: StoreError) -> PullError {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{getegid, geteuid};
+use wharf_sys::fault::point;
 use wharf_types::{ChainId, DiffId, Digest};
 
 use crate::contents::Access;
@@ -13,7 +14,7 @@ use crate::database::Change;
 use crate::error::StoreError;
 use crate::fix::{self, FixError, Lower};
 use crate::layer::{Ingest, Lease, Sealed};
-use crate::layout::{Draft, TREE, blob_name, io};
+use crate::layout::{Draft, TREE, blob_name, io, passed};
 use crate::record::{
     BlobRef, CORRECTION_BYTES_MAX, ImageRecord, LayerFacts, LayerKey, LayerRecord, Name, NameRecord,
 };
@@ -55,9 +56,11 @@ impl Store {
         let inner = &*self.0;
         let fix = self.fix_layer(commit)?;
         let drafts = self.write_blobs(commit)?;
+        passed(point("pull: documents drafted"), inner.layout.root())?;
         if inner.durability == Durability::Image && !(drafts.is_empty() && commit.sealed.is_empty())
         {
             inner.layout.sync_data()?;
+            passed(point("pull: data synced"), inner.layout.root())?;
         }
         let guard = lock(&inner.writer);
         let mut changes = Vec::new();
@@ -81,23 +84,28 @@ impl Store {
                 home.settle(&sealed.key)?;
                 settled.layers.push(sealed.key);
             }
+            passed(point("pull: layer renamed"), inner.layout.root())?;
             changes.push(Change::PutLayer(sealed.key, sealed.record.clone()));
         }
         self.settle_blobs(commit, drafts)?;
+        passed(point("pull: documents renamed"), inner.layout.root())?;
         if inner.durability == Durability::Image {
             inner.layout.layers.sync()?;
             inner.layout.blobs.sync()?;
+            passed(point("pull: names synced"), inner.layout.root())?;
         }
         let (record, moved) = self.record_changes(commit, &mut changes)?;
         if !changes.is_empty() {
             inner.commit(changes)?;
         }
         settled.layers.clear();
+        passed(point("pull: record committed"), inner.layout.root())?;
         for id in moved.iter().chain([&commit.id]) {
             self.refresh_sidecar(id);
         }
         drop(settled);
         drop(guard);
+        passed(point("pull: sidecars written"), inner.layout.root())?;
         Ok(record)
     }
 
@@ -390,7 +398,9 @@ impl Store {
         };
         changes.push(Change::DropImage(*id));
         self.0.commit(changes)?;
+        passed(point("remove image: record removed"), self.root())?;
         self.refresh_sidecar(id);
+        passed(point("remove image: sidecar removed"), self.root())?;
         drop(guard);
         self.collect()?;
         Ok(true)
@@ -463,14 +473,17 @@ impl Store {
                 inner.state().layers.extend(dead);
                 return Err(error);
             }
+            passed(point("collect: layers dropped"), self.root())?;
         }
         let mut count = dead.len();
         for (key, _) in dead {
             inner.layout.discard(&inner.layout.layers, &key.name())?;
+            passed(point("collect: layer moved to the trash"), self.root())?;
         }
         for name in inner.layout.blobs.names()? {
             if !blobs.contains(&name) {
                 inner.layout.blobs.unlink(&name)?;
+                passed(point("collect: document removed"), self.root())?;
                 count += 1;
             }
         }

@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
+use wharf_sys::fault::point;
 use wharf_types::{ChainId, DiffId};
 
 use crate::contents::Contents;
 use crate::error::StoreError;
-use crate::layout::{CONTENTS, DISCARD, LAYER_SIDECAR, TREE};
+use crate::layout::{CONTENTS, DISCARD, LAYER_SIDECAR, TREE, passed};
 use crate::record::{LayerFacts, LayerKey, LayerKind, LayerRecord, LayerSidecar, encode};
 use crate::state::{Inner, Store, lock};
 
@@ -79,9 +80,11 @@ impl Ingest {
             store: Arc::clone(store),
             name: Some(name.clone()),
         };
+        passed(point("pull: ingest's directory made"), store.layout.root())?;
         let (tree, discard) = (format!("{name}/{TREE}"), format!("{name}/{DISCARD}"));
         room.make(&tree, 0o755)?;
         room.make(&discard, 0o700)?;
+        passed(point("pull: ingest opened"), store.layout.root())?;
         Ok(Self {
             tree: room.open_dir(&tree)?,
             discard: room.open_dir(&discard)?,
@@ -132,6 +135,10 @@ impl Ingest {
         if let Some(name) = &self.home.name {
             let room = &self.home.store.layout.ingest;
             room.write(&format!("{name}/{LAYER_SIDECAR}"), &encode(&sidecar)?)?;
+            passed(
+                point("pull: layer's sidecar written"),
+                room.path(name).as_path(),
+            )?;
         }
         Ok(Sealed {
             key,

@@ -317,6 +317,15 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
     digest.hex()
 }
 
+/// A fault point that was passed over `path`.
+pub(crate) fn passed(point: std::io::Result<()>, path: &Path) -> Result<(), StoreError> {
+    point.map_err(|source| StoreError::Io {
+        action: "go on with",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Wraps a failed system call.
 pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(Errno) -> StoreError + use<> {
     let path = path.to_owned();

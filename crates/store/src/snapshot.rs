@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{self, AtFlags, Mode};
 use rustix::io::Errno;
+use wharf_sys::fault::point;
 use wharf_types::{ChainId, DiffId};
 
 use crate::error::StoreError;
 use crate::image::mount_order;
-use crate::layout::{DIRECTORY, SNAPSHOT_RECORD, TREE, UPPER, WORK, io};
+use crate::layout::{DIRECTORY, SNAPSHOT_RECORD, TREE, UPPER, WORK, io, passed};
 use crate::overlay::{LOWERS_MAX, Stack};
 use crate::record::{LayerKey, LayerKind, SnapshotRecord, encode};
 use crate::state::{Inner, SnapshotEntry, State, Store, lock};
@@ -139,6 +140,7 @@ impl Store {
                 return Ok(());
             }
             self.0.layout.discard(&self.0.layout.snapshots, key)?;
+            passed(point("remove container: snapshot discarded"), self.root())?;
             *made = false;
             let orphans = {
                 let mut state = self.0.state();
@@ -340,9 +342,12 @@ fn make(inner: &Inner, record: &SnapshotRecord) -> Result<(), StoreError> {
     // What an earlier daemon left half-made is not ours.
     inner.layout.discard(room, key)?;
     room.make(key, 0o700)?;
-    let made = room
-        .write(&format!("{key}/{SNAPSHOT_RECORD}"), &encode(record)?)
+    let whole = room.path(key);
+    let made = passed(point("create container: snapshot's directory made"), &whole)
+        .and_then(|()| room.write(&format!("{key}/{SNAPSHOT_RECORD}"), &encode(record)?))
+        .and_then(|()| passed(point("create container: snapshot recorded"), &whole))
         .and_then(|()| room.make(&format!("{key}/{UPPER}"), 0o755))
+        .and_then(|()| passed(point("create container: snapshot's upper made"), &whole))
         .and_then(|()| room.make(&format!("{key}/{WORK}"), 0o700));
     if made.is_err() {
         inner.layout.discard(room, key)?;

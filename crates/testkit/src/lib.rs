@@ -16,6 +16,7 @@ pub mod push;
 pub mod real_registry;
 pub mod cri;
 pub mod machine;
+pub mod faults;
 pub mod containerd;
 pub mod node;
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cache;
 use crate::containerd;
 use crate::cri::Cri;
+use crate::faults::{self, Faults};
 use crate::machine::{self, Machine, Process};
 use crate::place::Place;
 use crate::wait;
@@ -47,9 +48,17 @@ pub struct Builder {
     network: String,
     more: String,
     log: String,
+    faults: bool,
 }
 
 impl Builder {
+    /// The daemon's fault points are on, where it was built with them: see [`Node::faults`].
+    #[must_use]
+    pub fn faults(mut self) -> Self {
+        self.faults = true;
+        self
+    }
+
     /// The namespaces in which the daemon runs; by default the machine's.
     #[must_use]
     pub fn place(mut self, place: &Arc<Place>) -> Self {
@@ -151,7 +160,13 @@ impl Node {
             network: "none".into(),
             more: String::new(),
             log: "info".into(),
+            faults: false,
         }
+    }
+
+    /// Its fault points.
+    pub fn faults(&self) -> Faults {
+        Faults::in_dir(self.dir.join("faults"))
     }
 
     /// The word that is in all its paths and cgroups.
@@ -262,6 +277,26 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until the daemon has ended by itself; `None` when it goes on.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn ended(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        let Some(child) = self.daemon.as_mut() else {
+            return Ok(None);
+        };
+        let mut end = None;
+        wait::until(limit, || {
+            end = child.try_wait()?;
+            Ok(end.is_some())
+        })?;
+        if end.is_some() {
+            self.cri = None;
+            self.daemon = None;
+        }
+        Ok(end)
+    }
+
     /// Asks the daemon to end (SIGTERM) and waits.
     ///
     /// # Errors
@@ -351,6 +386,9 @@ impl Node {
                 command
                     .args(["daemon", "--config"])
                     .arg(self.dir.join("config.toml"));
+                if self.setup.faults {
+                    command.env(faults::VARIABLE, self.faults().dir());
+                }
                 Ok(command)
             }
             Subject::Containerd => containerd::command(&self.setup.place, &self.dir),
@@ -369,6 +407,7 @@ impl Node {
         for dir in [self.root(), self.state(), self.logs(), self.certs_d()] {
             fs::create_dir(dir)?;
         }
+        fs::create_dir(self.faults().dir())?;
         for (host, url) in &setup.mirrors {
             let dir = self.certs_d().join(host);
             fs::create_dir_all(&dir)?;

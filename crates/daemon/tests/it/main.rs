@@ -21,4 +21,6 @@ mod exec; // programs beside it
 mod images; // pulls that must fail
 mod refusals; // requests that must fail
 mod restart; // the daemon goes and comes back
+mod killed_operations; // what is asked for, cut anywhere
+mod killed; // the daemon dies at every step
 mod oracle; // the same container by containerd

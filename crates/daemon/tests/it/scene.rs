@@ -88,7 +88,12 @@ pub(crate) struct Scene {
 impl Scene {
     /// A node for the test of this name; none where it cannot run, which a line says.
     pub(crate) fn begin(test: &str) -> Option<Self> {
-        let scene = Self::empty(test)?;
+        Self::empty(test).map(Self::used)
+    }
+
+    /// Busybox is there, and a pod was.
+    fn used(self) -> Self {
+        let scene = self;
         scene.registry.add("it/busybox", "1", &busybox());
         scene.node.cri().pull(BUSYBOX).unwrap();
         // The first container makes the cgroup that is the parent of all; it stays.
@@ -96,7 +101,12 @@ impl Scene {
         pod.finish(&shell("first", "true"));
         pod.end();
         fs::remove_file(scene.node.logs().join("first.log")).unwrap();
-        Some(scene.settled())
+        scene.settled()
+    }
+
+    /// The same, of a daemon whose fault points are on.
+    pub(crate) fn with_faults(test: &str) -> Option<Self> {
+        Self::built(test, Builder::faults).map(Self::used)
     }
 
     /// The same without an image.
@@ -144,6 +154,11 @@ impl Scene {
         );
         self.before = self.node.look();
         self
+    }
+
+    /// The look before is now, with what runs.
+    pub(crate) fn remember(&mut self) {
+        self.before = self.node.look();
     }
 
     pub(crate) fn cri(&self) -> &cri::Cri {

@@ -6,10 +6,11 @@ use wharf_cgroup::Cgroup;
 use wharf_plan::Fds;
 use wharf_plan::message::{Body, ContainerRef as Named, Signal};
 use wharf_runtime::compile;
+use wharf_sys::fault::point;
 use wharf_types::Kind;
 
 use super::held::{self, Held};
-use super::{Parts, block, cgroup_failure, log_file};
+use super::{Parts, block, cgroup_failure, log_file, passed};
 use crate::limits::{SHIM_ANSWER, SHIM_WORK};
 use crate::oci::resources;
 use crate::record::{ContainerRecord, Records};
@@ -50,7 +51,8 @@ impl Parts {
         let held = self.shim(&container, STAGE)?;
         let body = Body::Start(named(&container));
         let started = held.link.done(body, Fds::new(), SHIM_WORK);
-        started.await.map_err(|e| e.at(STAGE))
+        started.await.map_err(|e| e.at(STAGE))?;
+        passed(STAGE, point("start container: started by the shim"))
     }
 
     pub(super) async fn signal_container(
@@ -68,9 +70,10 @@ impl Parts {
         });
         match held.link.done(body, Fds::new(), SHIM_ANSWER).await {
             // It has ended: the exit is on its way.
-            Err(e) if e.is_not_found() => Ok(()),
-            done => done.map_err(|e| e.at(STAGE)),
+            Err(e) if e.is_not_found() => {}
+            done => done.map_err(|e| e.at(STAGE))?,
         }
+        passed(STAGE, point("stop container: signalled"))
     }
 
     /// Kills everything: with the init of its own PID namespace the kernel kills the rest; otherwise,
@@ -85,12 +88,11 @@ impl Parts {
             return Ok(());
         }
         block("kill container", move || {
-            match self.find_cgroup(&container) {
-                Some(cgroup) => cgroup
-                    .kill()
-                    .map_err(|e| cgroup_failure("kill container", e)),
-                None => Ok(()),
+            if let Some(cgroup) = self.find_cgroup(&container) {
+                let killed = cgroup.kill();
+                killed.map_err(|e| cgroup_failure("kill container", e))?;
             }
+            passed("kill container", point("stop container: cgroup killed"))
         })
         .await
     }
@@ -119,7 +121,9 @@ impl Parts {
             if !cgroup.processes().is_ok_and(|left| left.is_empty()) {
                 cgroup.kill().map_err(|e| cgroup_failure(STAGE, e))?;
             }
+            passed(STAGE, point("stop container: remains counted"))?;
             cgroup.remove().map_err(|e| cgroup_failure(STAGE, e))?;
+            passed(STAGE, point("stop container: cgroup removed"))?;
             Ok(Remains {
                 oom_killed: kills.is_some_and(|count| count > 0),
             })
@@ -141,19 +145,29 @@ impl Parts {
                     return Ok(());
                 };
                 cgroup.kill().map_err(failed)?;
-                cgroup.remove().map_err(failed)
+                cgroup.remove().map_err(failed)?;
+                passed("remove cgroup", point("remove container: cgroup removed"))
             })
         };
         failures.extend(cgroup.await.err());
         failures.extend(self.delete_in_shim(&container).await.err());
+        passed(
+            "delete in shim",
+            point("remove container: deleted in the shim"),
+        )?;
         let disk = block("remove snapshot", move || {
             let key = container.record.id.as_str();
             self.store
                 .remove(key)
                 .map_err(|e| StepFailure::new("remove snapshot", e.kind(), e))?;
+            passed(
+                "remove snapshot",
+                point("remove container: snapshot removed"),
+            )?;
             let dir = self.pod_dir(&container.pod.id);
             held::forget_plan(&dir, &container.record.id)
                 .map_err(|e| StepFailure::new("remove record", Kind::Internal, e))?;
+            passed("remove record", point("remove container: plan removed"))?;
             if failures.is_empty() {
                 let (pod, id) = (&container.pod.id, &container.record.id);
                 let forgotten = self.records.forget_container(pod, id);

@@ -13,10 +13,11 @@ use wharf_plan::process::ProcessPlan;
 use wharf_plan::{Fds, limits::FDS_MAX};
 use wharf_runtime::compile::{BindSource, CompileOptions, Compiled, compile};
 use wharf_runtime::launch::sources;
+use wharf_sys::fault::point;
 use wharf_types::Kind;
 
 use super::held::{self, Held, HeldContainer};
-use super::{Parts, block, cgroup_failure, devices, log_file};
+use super::{Parts, block, cgroup_failure, devices, log_file, passed};
 use crate::accounts;
 use crate::error::RequestError;
 use crate::files;
@@ -74,6 +75,7 @@ pub(super) async fn create(parts: Arc<Parts>, job: CreateJob) -> Result<Made, St
         (Body::Created(created), mut fds) => (created.pid, fds.take("pidfd")),
         _ => return Err(LinkError::Unexpected("shim").at(STAGE)),
     };
+    passed(STAGE, point("create container: made by the shim"))?;
     let container = held.hold(&id, HeldContainer::new(init, cgroup));
     if let Some(pidfd) = pidfd.filter(|_| shares_pids(&spec)) {
         tokio::spawn(kill_rest(pidfd, Arc::downgrade(&container)));
@@ -128,9 +130,11 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
     let (pod, record) = (&*job.pod, &*job.record);
     // 1. Intent comes before the act.
     parts.save_container(record)?;
+    passed(STAGE, point("create container: intent recorded"))?;
     // 2. The image's layers, and a writable one of its own; named by the container's id.
     let image = find_image(parts, record)?;
     let rootfs = mount_rootfs(parts, record, &image)?;
+    passed(STAGE, point("create container: snapshot mounted"))?;
     // 3. Who it runs as: what the image itself says, read in what it will see.
     let accounts = accounts::read(rootfs.as_fd()).map_err(refused)?;
     let account = accounts
@@ -157,8 +161,10 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
     let mut fds = Fds::new();
     fds.push("rootfs", rootfs);
     let cgroup = join_cgroup(parts, &compiled, &mut fds)?;
+    passed(STAGE, point("create container: cgroup made"))?;
     // 6. What the container gets of the host.
     open_binds(&record.spec.mounts, &mut compiled, &mut fds)?;
+    passed(STAGE, point("create container: mount sources opened"))?;
     for namespace in &compiled.namespaces {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&*namespace.path, flags, Mode::empty());
@@ -169,6 +175,7 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
     if let Some(place) = &log {
         fds.push("log", place.open()?);
     }
+    passed(STAGE, point("create container: log opened"))?;
     let log_path = log.map(|place| place.whole());
     if fds.len() >= FDS_MAX {
         let what = "the number of descriptors that the container's mounts and devices need";
@@ -182,6 +189,7 @@ fn prepare(parts: &Parts, job: &CreateJob, held: &Held) -> Result<Prepared, Step
     let facts = facts(record, &image, &composed, user, (log_path, input.cgroup));
     let init = compiled.plan.process.clone().unwrap_or_default();
     keep(parts, pod, record, (&facts, &init))?;
+    passed(STAGE, point("create container: facts recorded"))?;
     Ok(Prepared {
         plan: compiled.plan,
         fds,
@@ -211,6 +219,10 @@ fn mount_rootfs(
     let store = |stage| move |e: wharf_store::StoreError| StepFailure::new(stage, e.kind(), e);
     let snapshot = parts.store.prepare(record.id.as_str(), &image.layers);
     let snapshot = snapshot.map_err(store("prepare snapshot"))?;
+    passed(
+        "prepare snapshot",
+        point("create container: snapshot prepared"),
+    )?;
     // Read-only is a property of the container's root mount, not of its layer.
     snapshot.mount(false).map_err(store("mount snapshot"))
 }
@@ -378,6 +390,7 @@ fn keep(
     let dir = parts.pod_dir(&pod.id);
     held::save_plan(&dir, &record.id, init)
         .map_err(|e| StepFailure::new("write record", Kind::Internal, e))?;
+    passed("write record", point("create container: plan saved"))?;
     let facts = Some(facts.clone());
     parts.save_container(&ContainerRecord {
         facts,

@@ -10,11 +10,12 @@ use wharf_cgroup::CgroupError;
 use wharf_plan::Fds;
 use wharf_plan::message::{Body, Exec};
 use wharf_plan::process::ProcessPlan;
+use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind};
 
 use super::create::push_membership;
 use super::held::{self, Held, HeldContainer, Leaf};
-use super::{Parts, block, cgroup_failure};
+use super::{Parts, block, cgroup_failure, passed};
 use crate::limits::{EXEC_DRAIN, KILL_GRACE, SHIM_WORK};
 use crate::record::PodRecord;
 use crate::shim::link::LinkError;
@@ -53,7 +54,8 @@ impl InUse {
         // Made in use: it is not lost when nobody waits for it any more.
         block(STAGE, move || {
             let leaf = Some(container.leaf().map_err(|e| cgroup_failure(STAGE, e))?);
-            Ok(Self { container, leaf })
+            let taken = Self { container, leaf };
+            passed(STAGE, point("exec: cgroup made")).map(|()| taken)
         })
         .await
     }
@@ -73,7 +75,8 @@ impl InUse {
             return Ok(());
         };
         block(KILL, move || {
-            retire(&leaf).map_err(|e| cgroup_failure(KILL, e))
+            retire(&leaf).map_err(|e| cgroup_failure(KILL, e))?;
+            passed(KILL, point("exec: killed"))
         })
         .await
     }
@@ -133,6 +136,7 @@ pub(super) async fn exec_sync(parts: Arc<Parts>, job: ExecJob) -> Result<ExecEnd
     if let Err(e) = held.link.call(body, fds, within).await {
         return refused(in_use, e, deadline).await;
     }
+    passed(STAGE, point("exec: begun"))?;
     let exited = match deadline {
         Some(deadline) => tokio::time::timeout_at(deadline, ended.wait()).await.ok(),
         None => Some(ended.wait().await),
@@ -146,11 +150,13 @@ pub(super) async fn exec_sync(parts: Arc<Parts>, job: ExecJob) -> Result<ExecEnd
         return waited.map(|_| ExecEnd::TimedOut).map_err(stays);
     };
     let exited = exited.map_err(|e| e.at(STAGE))?;
+    passed(STAGE, point("exec: ended"))?;
     let both = async { tokio::join!(out.end_of_file(), err.end_of_file()) };
     let drain = deadline.map_or(EXEC_DRAIN, |d| EXEC_DRAIN.min(d - Instant::now()));
     // A grandchild may hold the pipes for ever: what it writes later is not this exec's.
     let _held = tokio::time::timeout(drain.max(Duration::from_millis(1)), both).await;
     in_use.give_back();
+    passed(STAGE, point("exec: output collected"))?;
     let output = ExecSyncOutput {
         stdout: out.take(),
         stderr: err.take(),

@@ -149,6 +149,11 @@ fn home(cgroups: Cgroups, path: String) -> crate::shim::zygote::Home {
     })
 }
 
+/// A fault point that was passed, as a part of a step.
+pub(crate) fn passed(stage: &'static str, point: std::io::Result<()>) -> Result<(), StepFailure> {
+    point.map_err(|e| StepFailure::new(stage, Kind::Internal, e))
+}
+
 /// A failed operation on a cgroup, as the failure of a step.
 pub(crate) fn cgroup_failure(stage: &'static str, e: CgroupError) -> StepFailure {
     StepFailure::new(stage, e.kind(), e)

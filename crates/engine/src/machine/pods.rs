@@ -11,10 +11,11 @@ use wharf_plan::message::{
 };
 use wharf_plan::{Fds, PROTOCOL};
 use wharf_runtime::spec::capability;
+use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind, PodId};
 
 use super::held::Held;
-use super::{Parts, block, cgroup_failure};
+use super::{Parts, block, cgroup_failure, passed};
 use crate::config::NetworkMode;
 use crate::error::RequestError;
 use crate::files;
@@ -126,11 +127,15 @@ impl Parts {
     pub(super) fn prepare_pod(&self, pod: &PodRecord) -> Result<(), StepFailure> {
         const STAGE: &str = "prepare pod";
         self.save_pod(pod)?;
+        passed(STAGE, point("run pod: intent recorded"))?;
         let dir = self.pod_dir(&pod.id);
         std::fs::create_dir(&dir).map_err(io(STAGE, format!("create {}", dir.display())))?;
+        passed(STAGE, point("run pod: directory made"))?;
         files::write(&self.pod_disk(&pod.id), &pod.spec, &pod.hostname)
             .map_err(|(path, e)| io(STAGE, format!("write {}", path.display()))(e))?;
+        passed(STAGE, point("run pod: files written"))?;
         let listener = socket::listen(&dir.join("shim.sock")).map_err(|e| e.at(STAGE))?;
+        passed(STAGE, point("run pod: socket made"))?;
         let mut listeners = self
             .listeners
             .lock()
@@ -154,12 +159,14 @@ impl Parts {
         let missing = || StepFailure::new(START, Kind::Internal, "the pod was not prepared");
         let listener = self.take_listener(&pod.id).ok_or_else(missing)?;
         let made = self.zygote.make_shim(self.request(pod), listener).await?;
+        passed(START, point("run pod: shim made"))?;
         let path = self.pod_dir(&pod.id).join("shim.sock");
         let socket = socket::connect(&path).map_err(|e| e.at(START))?;
         let link = Link::new("shim", socket, Some(events)).map_err(|e| e.at(START))?;
         let (kept, pid) = (self.pod_dir(&pod.id).join(IDENTITY), made.pid);
         let identity = block(START, move || {
-            identity::save(&kept, pid).map_err(io(START, format!("write {}", kept.display())))
+            identity::save(&kept, pid).map_err(io(START, format!("write {}", kept.display())))?;
+            passed(START, point("run pod: identity of the shim written"))
         });
         let (answer, identity) = tokio::join!(hello(&link, SHIM_ANSWER), identity);
         let (welcome, fds) = answer.map_err(|e| e.at(START))?;
@@ -167,6 +174,7 @@ impl Parts {
             return Err(unmade(failure));
         }
         identity?;
+        passed(START, point("run pod: shim greeted"))?;
         let netns = self.bind_netns(pod, &fds).await?;
         let facts = facts(made.pid, welcome.sandbox_pid, netns);
         let held = Held::new(link, facts.clone(), made.pidfd, fds);
@@ -227,6 +235,7 @@ impl Parts {
             .map_err(io(STAGE, "dup".to_owned()))?;
         block(STAGE, move || {
             bind(&netns, &path).map_err(io(STAGE, format!("bind {}", path.display())))?;
+            passed(STAGE, point("run pod: network namespace bound"))?;
             Ok(Some(path))
         })
         .await
@@ -351,10 +360,12 @@ impl Parts {
             end(&held).await?;
             self.let_go(&pod.id);
         }
+        passed(END, point("stop pod: shim ended"))?;
         block(END, move || {
             if let Some(path) = self.netns_path(&pod.id) {
                 unbind(&path).map_err(io(END, format!("unbind {}", path.display())))?;
             }
+            passed(END, point("stop pod: network namespace unbound"))?;
             // A cgroup that was given to us stays: it is somebody else's.
             if pod.spec.cgroup_parent.is_empty()
                 && let Ok(cgroup) = self.cgroups.open(&pod.cgroup)
@@ -362,7 +373,7 @@ impl Parts {
                 cgroup.kill().map_err(|e| cgroup_failure(END, e))?;
                 cgroup.remove().map_err(|e| cgroup_failure(END, e))?;
             }
-            Ok(())
+            passed(END, point("stop pod: cgroup removed"))
         })
         .await
     }
@@ -393,6 +404,7 @@ impl Parts {
             }
             _ => {}
         }
+        passed(STAGE, point("remove pod: directory removed"))?;
         let forgotten = self.records.forget_pod(&pod.id);
         forgotten.map_err(|e| StepFailure::new(STAGE, Kind::Internal, e))
     }
@@ -502,6 +514,7 @@ fn bind(namespace: &OwnedFd, path: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(dir)?;
     }
     std::fs::File::create(path)?;
+    point("run pod: place of the network namespace made")?;
     let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     Ok(rustix::mount::mount_bind(source, path)?)
 }
@@ -513,6 +526,7 @@ fn unbind(path: &Path) -> std::io::Result<()> {
         Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
         Err(e) => return Err(e.into()),
     }
+    point("stop pod: network namespace unmounted")?;
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),

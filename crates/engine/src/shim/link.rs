@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 use wharf_plan::message::{Body, Exited, Failure, FailureKind, Message};
 use wharf_plan::{Channel, ChannelError, Fds};
+use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind};
 
 use super::watch::watch;
@@ -222,6 +223,10 @@ impl Link {
             )
             .await?;
             drop(fds);
+            point("ask shim: request sent").map_err(|source| LinkError::Connect {
+                call: "send",
+                source,
+            })?;
             let answer = answer.await.map_err(|_closed| LinkError::Lost(peer));
             drop(forget);
             answer

@@ -64,6 +64,8 @@ fn found(machine: &Machine) -> Result<Vec<Recovered>, OpenError> {
         known.extend(pod.containers.iter().map(|c| c.id.to_string()));
         found.push(pod);
     }
+    let pods = found.iter().map(|pod| pod.record.id.clone()).collect();
+    machine.end_strays(&pods);
     let orphans = machine
         .store()
         .snapshots()

@@ -23,4 +23,6 @@ mod refusals; // requests that must fail
 mod restart; // the daemon goes and comes back
 mod killed_operations; // what is asked for, cut anywhere
 mod killed; // the daemon dies at every step
+mod killed_many; // many pods at once
+mod reboot; // the machine restarts
 mod oracle; // the same container by containerd

@@ -9,8 +9,9 @@ pub(crate) mod create; // the steps of a container's creation
 pub(crate) mod containers; // the steps of a container's life and end
 pub(crate) mod exec; // execs
 pub(crate) mod pods; // the steps of a pod
+pub(crate) mod strays; // shims that nobody can reach
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -84,7 +85,7 @@ impl Machine {
             what: "looking for hierarchies".to_owned(),
             source: Box::new(e),
         })?;
-        let home = home(cgroups.clone(), format!("{}/shims", config.cgroup_parent));
+        let home = home(cgroups.clone(), home_path(&config));
         let parts = Parts {
             zygote: Zygote::new(
                 config.shim.clone(),
@@ -121,10 +122,20 @@ impl Machine {
         self.0.own_cgroup(pod)
     }
 
+    /// Ends what runs for us and cannot be reached, or belongs to no pod of `known`. Blocks.
+    pub(crate) fn end_strays(&self, known: &BTreeSet<PodId>) {
+        self.0.end_strays(known);
+    }
+
     /// Finds or starts the zygote ahead of the first pod.
     pub(crate) async fn warm(&self) -> Result<(), StepFailure> {
         self.0.zygote.warm().await
     }
+}
+
+/// The cgroup of zygote and shims.
+fn home_path(config: &EngineConfig) -> String {
+    format!("{}/shims", config.cgroup_parent)
 }
 
 /// Opens the shims' home: never in the daemon's cgroup, never in a pod's.

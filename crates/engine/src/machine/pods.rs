@@ -129,7 +129,8 @@ impl Parts {
         self.save_pod(pod)?;
         passed(STAGE, point("run pod: intent recorded"))?;
         let dir = self.pod_dir(&pod.id);
-        std::fs::create_dir(&dir).map_err(io(STAGE, format!("create {}", dir.display())))?;
+        // Somebody may have emptied the state directory.
+        std::fs::create_dir_all(&dir).map_err(io(STAGE, format!("create {}", dir.display())))?;
         passed(STAGE, point("run pod: directory made"))?;
         files::write(&self.pod_disk(&pod.id), &pod.spec, &pod.hostname)
             .map_err(|(path, e)| io(STAGE, format!("write {}", path.display()))(e))?;

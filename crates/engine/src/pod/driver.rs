@@ -411,10 +411,12 @@ impl Driver {
             tracing::warn!(pod = %self.record.id, "the shim has ended");
         }
         self.reachable = true;
-        let exit = Exit::unseen(
-            self.world.now_ns(),
-            "the shim ended; nobody saw the exit code",
-        );
+        let why = if self.record.boot == self.world.boot() {
+            "the shim ended; nobody saw the exit code"
+        } else {
+            "the machine restarted; nobody saw the exit code"
+        };
+        let exit = Exit::unseen(self.world.now_ns(), why);
         let live: Vec<_> = self.containers.keys().cloned().collect();
         for id in live {
             self.on_exit(&id, RawExit::Decided(exit.clone()));

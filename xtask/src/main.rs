@@ -11,6 +11,7 @@ mod critest;
 mod crictl;
 mod conformance;
 mod bench;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ const USAGE: &str = "cargo xtask TASK
   bench pull --json FILE  root: a many-layer image against containerd
     [--rounds N] [--runs N]
     both: [--programs DIR] instead of a release build, [--peers-only] without wharf
+  soak                    root: churn with faults, and the machine before and after
+    [--minutes N] [--seed S] [--clients N] [--debug]
 
 Peers are looked for in $RIG/bin and in PATH.";
 
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::run(args),
         Some("conformance") => conformance::run(args),
         Some("bench") => bench::run(args),
+        Some("soak") => soak::run(args),
         Some("help" | "--help" | "-h") => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

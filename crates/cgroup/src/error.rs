@@ -116,6 +116,12 @@ impl CgroupError {
             }
             Self::Occupied { .. } => Kind::AlreadyExists,
             Self::NotFound(_) => Kind::NotFound,
+            // ENOSPC, EMFILE, ENFILE, ENOMEM, EAGAIN: the machine has no more of something.
+            Self::Io { source, .. }
+                if matches!(source.raw_os_error(), Some(28 | 24 | 23 | 12 | 11)) =>
+            {
+                Kind::Exhausted
+            }
             Self::Mounts { .. } | Self::Stuck { .. } | Self::Io { .. } => Kind::Internal,
         }
     }

@@ -14,6 +14,7 @@ mod node; // what the runtime says of itself
 mod portion; // streamed lists
 mod runtime_service; // pods and containers
 mod image_service; // images
+mod accept; // connections: how many, how silent
 mod serve; // both on a listener
 
 pub use code::code;

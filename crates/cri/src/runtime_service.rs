@@ -47,24 +47,35 @@ impl RuntimeDoor {
         })
     }
 
-    /// The engine for a request about a pod or container, which is told what it waits for.
-    fn engine_for<T>(&self, request: &Request<T>, id: &str) -> Result<&Engine, Status> {
+    /// The engine for a request about a pod or container, which is told what it waits for: `what` it
+    /// asked for, and where the pod or container is.
+    fn engine_for<T>(
+        &self,
+        request: &Request<T>,
+        what: &'static str,
+        id: &str,
+    ) -> Result<&Engine, Status> {
         let engine = self.engine()?;
         let (at, id) = (engine.clone(), id.to_owned());
-        Stage::of(request).tell(move || waits_for(&at, &id));
+        Stage::of(request).tell(move || {
+            let state = waits_for(&at, &id);
+            Some(state.map_or_else(|| what.to_owned(), |state| format!("{what}; {state}")))
+        });
         Ok(engine)
     }
 }
 
 /// What a pod or container is at: its own stage, or its pod's.
 fn waits_for(engine: &Engine, id: &str) -> Option<String> {
-    let stage = if let Ok(container) = engine.container(id) {
+    if let Ok(container) = engine.container(id) {
+        let stage = engine.stage(container.id.as_str());
         let of_pod = || engine.stage(container.pod.as_str());
-        engine.stage(container.id.as_str()).or_else(of_pod)
-    } else {
-        engine.stage(engine.pod(id).ok()?.id.as_str())
-    };
-    stage.map(words)
+        return stage
+            .map(|stage| format!("container {}", words(stage)))
+            .or_else(|| of_pod().map(|stage| format!("pod {}", words(stage))));
+    }
+    let stage = engine.stage(engine.pod(id).ok()?.id.as_str());
+    stage.map(|stage| format!("pod {}", words(stage)))
 }
 
 fn words(stage: wharf_engine::board::Stage) -> String {
@@ -122,7 +133,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
         let id = &request.get_ref().pod_sandbox_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "stop pod", id)?;
         engine.stop_pod(id).await.map_err(failed)?;
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
@@ -132,7 +143,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
         let id = &request.get_ref().pod_sandbox_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "remove pod", id)?;
         engine.remove_pod(id).await.map_err(failed)?;
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
@@ -186,7 +197,8 @@ impl RuntimeService for RuntimeDoor {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        let engine = self.engine_for(&request, &request.get_ref().pod_sandbox_id)?;
+        let pod = &request.get_ref().pod_sandbox_id;
+        let engine = self.engine_for(&request, "create container", pod)?;
         let request = request.into_inner();
         let spec = container::spec(request.config)?;
         let made = engine.create_container(&request.pod_sandbox_id, spec).await;
@@ -199,7 +211,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
         let id = &request.get_ref().container_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "start container", id)?;
         engine.start_container(id).await.map_err(failed)?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
@@ -209,7 +221,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
         let id = &request.get_ref().container_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "stop container", id)?;
         let grace = container::seconds("timeout", request.get_ref().timeout)?;
         engine.stop_container(id, grace).await.map_err(failed)?;
         Ok(Response::new(v1::StopContainerResponse {}))
@@ -220,7 +232,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
         let id = &request.get_ref().container_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "remove container", id)?;
         engine.remove_container(id).await.map_err(failed)?;
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
@@ -271,7 +283,8 @@ impl RuntimeService for RuntimeDoor {
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        let engine = self.engine_for(&request, &request.get_ref().container_id)?;
+        let id = &request.get_ref().container_id;
+        let engine = self.engine_for(&request, "update limits", id)?;
         let request = request.into_inner();
         let limits = resources::checked(&required("linux", request.linux)?)?;
         let done = engine.update_container(&request.container_id, limits).await;
@@ -284,7 +297,7 @@ impl RuntimeService for RuntimeDoor {
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
         let id = &request.get_ref().container_id;
-        let engine = self.engine_for(&request, id)?;
+        let engine = self.engine_for(&request, "reopen log", id)?;
         engine.reopen_container_log(id).await.map_err(failed)?;
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
@@ -293,7 +306,8 @@ impl RuntimeService for RuntimeDoor {
         &self,
         request: Request<v1::ExecSyncRequest>,
     ) -> Answer<v1::ExecSyncResponse> {
-        let engine = self.engine_for(&request, &request.get_ref().container_id)?;
+        let id = &request.get_ref().container_id;
+        let engine = self.engine_for(&request, "exec", id)?;
         let exec = container::exec_sync(request.into_inner())?;
         let output = engine.exec_sync(exec).await.map_err(failed)?;
         Ok(Response::new(v1::ExecSyncResponse {

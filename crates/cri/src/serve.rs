@@ -1,12 +1,12 @@
 //! Both services on one listener, behind the layers.
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use wharf_api::MESSAGE_MAX;
 use wharf_api::v1::image_service_server::ImageServiceServer;
 use wharf_api::v1::runtime_service_server::RuntimeServiceServer;
 
+use crate::accept::connections;
 use crate::deadline::DeadlineLayer;
 use crate::image_service::ImageDoor;
 use crate::observe::ObserveLayer;
@@ -43,7 +43,7 @@ pub async fn serve(
         .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(connections(listener), stop)
         .await?;
     Ok(())
 }

@@ -6,6 +6,15 @@ use std::sync::Arc;
 
 use wharf_types::Kind;
 
+/// The class of a failed system call: want of room, descriptors, memory or processes is the machine's
+/// state, everything else is unexpected.
+pub fn io_kind(e: &std::io::Error) -> Kind {
+    match wharf_store::is_short(e) {
+        true => Kind::Exhausted,
+        false => Kind::Internal,
+    }
+}
+
 /// A request was refused or failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

@@ -154,8 +154,8 @@ impl RecordError {
     /// The class of the failure.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Io { source, .. } if wharf_store::is_full(source) => Kind::Exhausted,
-            Self::Io { .. } | Self::Malformed { .. } | Self::TooBig { .. } => Kind::Internal,
+            Self::Io { source, .. } => crate::error::io_kind(source),
+            Self::Malformed { .. } | Self::TooBig { .. } => Kind::Internal,
             Self::Unreadable { .. } => Kind::Exhausted,
         }
     }
@@ -399,7 +399,39 @@ static DRAFTS: AtomicU64 = AtomicU64::new(0);
 /// How a draft's name ends.
 const DRAFT: &str = "new";
 
+/// Spaces at the end of each record file: room for how something ended, which must be written down
+/// when the disk has none left. What they are is said by JSON: nothing.
+const SPARE: usize = 2048;
+
 fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+    let saved = replace(path, bytes);
+    match &saved {
+        Err(RecordError::Io { source, .. }) if wharf_store::is_full(source) => {
+            if overwrite(path, bytes).is_ok() {
+                return Ok(());
+            }
+            saved
+        }
+        _ => saved,
+    }
+}
+
+/// Writes over a record within the room that its file has, where no disk gives more. Not whole or
+/// nothing, as a renamed draft is: but only a daemon that is killed within this one write leaves half of
+/// one, and without it nothing could be stopped and removed on a full disk.
+fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::OpenOptions::new().write(true).open(path)?;
+    let room = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    if bytes.len() > room {
+        return Err(std::io::ErrorKind::StorageFull.into());
+    }
+    let mut whole = bytes.to_vec();
+    whole.resize(room, b' ');
+    file.write_all_at(&whole, 0)
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
     let draft = path.with_extension(format!("{number}.{DRAFT}"));
     let saved = write(&draft, bytes)
@@ -420,7 +452,10 @@ fn write(draft: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     // Environments may hold secrets.
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(draft).map_err(io("create", draft))?;
-    file.write_all(bytes).map_err(io("write", draft))
+    let mut whole = Vec::with_capacity(bytes.len() + SPARE);
+    whole.extend_from_slice(bytes);
+    whole.resize(bytes.len() + SPARE, b' ');
+    file.write_all(&whole).map_err(io("write", draft))
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecordError> {

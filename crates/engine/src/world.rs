@@ -34,16 +34,22 @@ pub struct StepFailure {
 }
 
 impl StepFailure {
-    /// At `stage`, because of `source`.
+    /// At `stage`, because of `source`. What would be unexpected is not, where the machine has no more
+    /// descriptors, room or memory, however deep in `source` that stands.
     pub fn new(
         stage: &'static str,
         kind: Kind,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
+        let source = source.into();
+        let kind = match kind {
+            Kind::Internal if is_short(&*source) => Kind::Exhausted,
+            kind => kind,
+        };
         Self {
             stage,
             kind,
-            source: Arc::from(source.into()),
+            source: Arc::from(source),
         }
     }
 }
@@ -54,6 +60,16 @@ impl StepFailure {
         let text = "a fault of wharf: the step panicked; its backtrace is in the log";
         Self::new("run a step", Kind::Internal, text)
     }
+}
+
+fn is_short(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |e: &&(dyn Error + 'static)| (*e).source());
+    causes.any(|e| {
+        let errno = e.downcast_ref::<rustix::io::Errno>();
+        let errno = errno.map(|errno| std::io::Error::from(*errno));
+        let io = e.downcast_ref::<std::io::Error>().or(errno.as_ref());
+        io.is_some_and(wharf_store::is_short)
+    })
 }
 
 impl fmt::Display for StepFailure {

@@ -113,7 +113,7 @@ impl StoreError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Locked { .. } | Self::Volatile(_) => Kind::Conflict,
-            Self::Io { source, .. } if is_full(source) => Kind::Exhausted,
+            Self::Io { source, .. } if is_short(source) => Kind::Exhausted,
             Self::Limit { .. } => Kind::Exhausted,
             Self::Database { source, .. } => match &**source {
                 redb::Error::Io(e) if is_full(e) => Kind::Exhausted,
@@ -129,6 +129,11 @@ impl StoreError {
             Self::Overlay(_) | Self::LayerKind(..) => Kind::Unsupported,
         }
     }
+}
+
+/// Whether the machine has no more of something: room, descriptors, memory (EMFILE, ENFILE, ENOMEM, EAGAIN).
+pub fn is_short(error: &io::Error) -> bool {
+    is_full(error) || matches!(error.raw_os_error(), Some(24 | 23 | 12 | 11))
 }
 
 /// Whether a disk or a quota is full.

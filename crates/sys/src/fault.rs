@@ -10,6 +10,9 @@
 //! - `hold`: the calling thread waits until the line is gone. Only for places that may block.
 //!
 //! Both files are read and written at each passing, so that a test can change its mind.
+//!
+//! Two further files: `held` names steps that [`gate`] holds; `clock` moves the wall clock of the process
+//! ([`clock_shift_ns`]).
 
 /// The variable that names the directory of `hits` and `plan`.
 pub const VARIABLE: &str = "WHARF_FAULTS";
@@ -29,8 +32,29 @@ pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Passes the gate before the blocking step `name`: a test may hold it, until its line in `held` is gone.
+/// Gates are not points: passing one is not counted.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "nothing of it may be left in what is shipped"
+)]
+pub fn gate(_name: &'static str) {}
+
+/// Nanoseconds that a test wants the wall clock to be ahead (negative: behind); 0 in every other build.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "nothing of it may be left in what is shipped"
+)]
+pub fn clock_shift_ns() -> i64 {
+    0
+}
+
 #[cfg(feature = "faults")]
-pub use on::point;
+pub use on::{clock_shift_ns, gate, point};
 
 #[cfg(feature = "faults")]
 mod on {
@@ -97,6 +121,26 @@ mod on {
     )]
     fn look_later() {
         std::thread::sleep(LOOK);
+    }
+
+    /// See [`super`].
+    pub fn gate(name: &'static str) {
+        let Some(dir) = &*DIR else { return };
+        let is_held = || {
+            let held = read_to_string(dir.join("held")).unwrap_or_default();
+            held.lines().any(|line| line == name)
+        };
+        while is_held() {
+            look_later();
+        }
+    }
+
+    /// See [`super`]: the number in the file `clock`.
+    #[must_use]
+    pub fn clock_shift_ns() -> i64 {
+        let Some(dir) = &*DIR else { return 0 };
+        let text = read_to_string(dir.join("clock")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
     }
 
     /// What the plan says of this passing. The name may have spaces; the last words are ours.

@@ -73,6 +73,26 @@ impl Faults {
         fs::rename(draft, self.dir.join("plan"))
     }
 
+    /// Holds one of the daemon's blocking steps at its beginning, and no other; `None`: none any more.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn hold(&self, step: Option<&str>) -> io::Result<()> {
+        let draft = self.dir.join("held.new");
+        fs::write(&draft, step.unwrap_or_default())?;
+        fs::rename(draft, self.dir.join("held"))
+    }
+
+    /// The daemon's wall clock is ahead by so many nanoseconds, or behind.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn shift_clock(&self, ns: i64) -> io::Result<()> {
+        let draft = self.dir.join("clock.new");
+        fs::write(&draft, ns.to_string())?;
+        fs::rename(draft, self.dir.join("clock"))
+    }
+
     /// Nothing is planned any more.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod machine;
 pub mod faults;
 pub mod containerd;
 pub mod node;
+pub mod soak;
 
 /// Whether this process is root.
 #[must_use]

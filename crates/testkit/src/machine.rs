@@ -235,6 +235,27 @@ impl Machine {
         Self { facts }
     }
 
+    /// The same, and a process that began anew is the same thing: ids are not compared.
+    pub fn changes_of_things(&self, later: &Self) -> Vec<String> {
+        let mut changes = self.changes(later);
+        let anonymous = |line: &str| -> String {
+            let words = line.split(' ').map(|word| match word.parse::<u32>() {
+                Ok(_id) => "N",
+                Err(_) => word,
+            });
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let less = changes.iter().filter(|c| c.starts_with('-'));
+        for gone in less.cloned().collect::<Vec<_>>() {
+            let came = format!("+{}", &anonymous(&gone)[1..]);
+            if let Some(at) = changes.iter().position(|c| anonymous(c) == came) {
+                changes.remove(at);
+                changes.retain(|c| *c != gone);
+            }
+        }
+        changes
+    }
+
     /// What `later` has more (`+ …`) and less (`- …`); empty where nothing changed.
     pub fn changes(&self, later: &Self) -> Vec<String> {
         let less = self

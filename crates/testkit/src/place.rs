@@ -141,6 +141,15 @@ impl Place {
         Some(format!("/proc/{}/root/run/netns", anchor.id()).into())
     }
 
+    /// Where a path of this place is seen from outside.
+    pub fn path(&self, inside: &std::path::Path) -> PathBuf {
+        let Some(anchor) = &self.anchor else {
+            return inside.into();
+        };
+        let root = PathBuf::from(format!("/proc/{}/root", anchor.id()));
+        root.join(inside.strip_prefix("/").unwrap_or(inside))
+    }
+
     /// Moves the calling thread, and it alone, into the network namespace.
     ///
     /// # Errors

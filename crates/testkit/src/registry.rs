@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,6 +111,7 @@ struct State {
 pub struct Registry {
     addr: SocketAddr,
     state: Arc<Mutex<State>>,
+    connections: Arc<AtomicUsize>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -144,10 +146,12 @@ impl Registry {
             .enable_all()
             .build()?;
         let served = Arc::clone(&state);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = accept(listener, addr, served) => {}
+                    () = accept(listener, addr, served, counted) => {}
                     _ = stopped => {}
                 }
             });
@@ -155,6 +159,7 @@ impl Registry {
         Ok(Self {
             addr,
             state,
+            connections,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -232,6 +237,11 @@ impl Registry {
         self.state().seen.clone()
     }
 
+    /// Connections that clients hold open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     /// Forgets the requests so far.
     pub fn forget_requests(&self) {
         self.state().seen.clear();
@@ -251,10 +261,17 @@ impl Drop for Registry {
     }
 }
 
-async fn accept(listener: std::net::TcpListener, addr: SocketAddr, state: Arc<Mutex<State>>) {
+async fn accept(
+    listener: std::net::TcpListener,
+    addr: SocketAddr,
+    state: Arc<Mutex<State>>,
+    connections: Arc<AtomicUsize>,
+) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("the listener is set up");
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
+        let connections = Arc::clone(&connections);
+        connections.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request| {
                 let response = answer(addr, &state, &request);
@@ -262,6 +279,7 @@ async fn accept(listener: std::net::TcpListener, addr: SocketAddr, state: Arc<Mu
             });
             let http = hyper::server::conn::http1::Builder::new();
             let _connection_ended = http.serve_connection(TokioIo::new(stream), service).await;
+            connections.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }

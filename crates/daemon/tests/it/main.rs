@@ -25,4 +25,7 @@ mod killed_operations; // what is asked for, cut anywhere
 mod killed; // the daemon dies at every step
 mod killed_many; // many pods at once
 mod reboot; // the machine restarts
+mod deadlines; // clients that lose patience
+mod hardship; // a machine that lacks something
+mod churn; // everything at once, for a while
 mod oracle; // the same container by containerd

@@ -168,27 +168,7 @@ impl Scene {
     /// What the machine has more or less than before; ids of processes are not compared, so a
     /// daemon that was started again counts as the same.
     pub(crate) fn changes(&self) -> Vec<String> {
-        let mut changes = self.before.changes(&self.node.look());
-        let anonymous = |line: &str| -> String {
-            let words = line.split(' ').map(|word| match word.parse::<u32>() {
-                Ok(_id) => "N",
-                Err(_) => word,
-            });
-            words.collect::<Vec<_>>().join(" ")
-        };
-        let less: Vec<String> = changes
-            .iter()
-            .filter(|c| c.starts_with('-'))
-            .cloned()
-            .collect();
-        for gone in less {
-            let came = format!("+{}", &anonymous(&gone)[1..]);
-            if let Some(at) = changes.iter().position(|c| anonymous(c) == came) {
-                changes.remove(at);
-                changes.retain(|c| *c != gone);
-            }
-        }
-        changes
+        self.before.changes_of_things(&self.node.look())
     }
 
     /// Waits until the machine is as before. What is removed after the answer (deleted trees, an

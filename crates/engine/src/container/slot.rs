@@ -159,14 +159,18 @@ impl Slot {
             .or_else(|| self.exit.as_ref().map(|raw| raw.with(Remains::default())));
         let exit = known.filter(|_| state == ContainerState::Exited);
         let started = state != ContainerState::Created && record.started_at_ns > 0;
+        // The wall clock may have been set back meanwhile: clients subtract these from each other.
+        let started_at_ns = record.started_at_ns.max(record.created_at_ns);
+        let begun_at_ns = if started { started_at_ns } else { 0 };
+        let least = record.created_at_ns.max(begun_at_ns);
         Some(ContainerView {
             id: record.id.clone(),
             pod: record.pod.clone(),
             spec: record.spec.clone(),
             state,
             created_at_ns: record.created_at_ns,
-            started_at_ns: if started { record.started_at_ns } else { 0 },
-            finished_at_ns: exit.as_ref().map_or(0, |e| e.at_ns),
+            started_at_ns: begun_at_ns,
+            finished_at_ns: exit.as_ref().map_or(0, |e| e.at_ns.max(least)),
             exit_code: exit.as_ref().map_or(0, |e| e.code),
             reason: exit.as_ref().map_or_else(String::new, |e| e.reason.clone()),
             message: exit.map_or_else(String::new, |e| e.message),

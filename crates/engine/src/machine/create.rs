@@ -291,7 +291,7 @@ fn open_bind(bind: &BindSource) -> Result<OwnedFd, StepFailure> {
     sources::open(bind).map_err(|e| {
         let kind = match e.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput => Kind::Invalid,
-            _ => Kind::Internal,
+            _ => crate::error::io_kind(&e),
         };
         let text = format!("mount source {}: {e}", bind.source.display());
         StepFailure::new("open mount source", kind, text)

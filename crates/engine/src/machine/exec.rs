@@ -16,6 +16,7 @@ use wharf_types::{ContainerId, Kind};
 use super::create::push_membership;
 use super::held::{self, Held, HeldContainer, Leaf};
 use super::{Parts, block, cgroup_failure, passed};
+use crate::error::io_kind;
 use crate::limits::{EXEC_DRAIN, KILL_GRACE, SHIM_WORK};
 use crate::record::PodRecord;
 use crate::shim::link::LinkError;
@@ -27,12 +28,7 @@ const STAGE: &str = "exec";
 const KILL: &str = "kill exec";
 
 fn io(e: std::io::Error) -> StepFailure {
-    let kind = if wharf_store::is_full(&e) {
-        Kind::Exhausted
-    } else {
-        Kind::Internal
-    };
-    StepFailure::new(STAGE, kind, e)
+    StepFailure::new(STAGE, io_kind(&e), e)
 }
 
 /// Rounds of killing and removing: an exec may begin between the two.
@@ -88,9 +84,11 @@ impl Drop for InUse {
         let (Some(leaf), Ok(runtime)) = (self.leaf.take(), Handle::try_current()) else {
             return;
         };
+        let container = self.container.clone();
         runtime.spawn_blocking(move || {
             if let Err(e) = retire(&leaf) {
                 tracing::warn!(error = %wharf_types::chain(&e), "an exec that was given up stays");
+                container.retire_later(leaf.cgroup);
             }
         });
     }

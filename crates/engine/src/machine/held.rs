@@ -35,6 +35,8 @@ pub(crate) struct HeldContainer {
     pub(crate) init: ProcessPlan,
     pub(crate) cgroup: Cgroup,
     free: Mutex<Vec<Leaf>>,
+    /// Leaves that have to go and did not.
+    stuck: Mutex<Vec<Cgroup>>,
 }
 
 /// Numbers leaves. Not each container its own: one that is found again is held anew, while execs of
@@ -96,6 +98,7 @@ impl HeldContainer {
             init,
             cgroup,
             free: Mutex::default(),
+            stuck: Mutex::default(),
         }
     }
 
@@ -114,8 +117,9 @@ impl HeldContainer {
         match cgroup.member_fds() {
             Ok(member) => Ok(Leaf { cgroup, member }),
             Err(e) => {
-                // Nothing is in it; what stays goes with the container.
-                cgroup.remove().ok();
+                if cgroup.remove().is_err() {
+                    self.retire_later(cgroup);
+                }
                 Err(e)
             }
         }
@@ -130,9 +134,27 @@ impl HeldContainer {
     /// and goes with the container. Not for one that was killed: the kernel kills whatever is cloned
     /// into a cgroup whose count of kills differs from that of the cloner's own (seen with 6.18).
     pub(crate) fn give_back(&self, leaf: Leaf) {
-        if leaf.cgroup.processes().is_ok_and(|pids| pids.is_empty()) {
-            self.free().push(leaf);
+        match leaf.cgroup.processes() {
+            Ok(pids) if pids.is_empty() => self.free().push(leaf),
+            Ok(_outlive_their_exec) => {}
+            Err(_) => self.retire_later(leaf.cgroup),
         }
+        let stuck = std::mem::take(&mut *self.stuck());
+        for cgroup in stuck {
+            if cgroup.kill().and_then(|()| cgroup.remove()).is_err() {
+                self.retire_later(cgroup);
+            }
+        }
+    }
+
+    /// A leaf that could not be killed and removed (no descriptor was left for it): tried again after
+    /// the next exec.
+    pub(crate) fn retire_later(&self, cgroup: Cgroup) {
+        self.stuck().push(cgroup);
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, Vec<Cgroup>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

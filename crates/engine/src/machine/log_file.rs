@@ -118,11 +118,7 @@ impl Place {
 }
 
 fn failed(e: &io::Error) -> (Kind, String) {
-    let kind = match wharf_store::is_full(e) {
-        true => Kind::Exhausted,
-        false => Kind::Internal,
-    };
-    (kind, e.to_string())
+    (crate::error::io_kind(e), e.to_string())
 }
 
 /// Opens what is there under one name, following nothing.

@@ -24,7 +24,7 @@ use wharf_store::Store;
 use wharf_types::{Kind, PodId};
 
 use crate::config::EngineConfig;
-use crate::error::OpenError;
+use crate::error::{OpenError, io_kind};
 use crate::oci::Host;
 use crate::record::{ContainerRecord, PodRecord, Records};
 use crate::shim::zygote::Zygote;
@@ -154,7 +154,8 @@ fn home(cgroups: Cgroups, path: String) -> crate::shim::zygote::Home {
             let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
             let mode = rustix::fs::Mode::empty();
             let file = rustix::fs::openat(&directory, "cgroup.procs", flags, mode);
-            procs.push(file.map_err(|e| StepFailure::new("start shim", Kind::Internal, e))?);
+            let failed = |e: std::io::Error| StepFailure::new("start shim", io_kind(&e), e);
+            procs.push(file.map_err(|e| failed(e.into()))?);
         }
         Ok(procs)
     })
@@ -176,7 +177,12 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, StepFailure> + Send + 'static,
 {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = tokio::task::spawn_blocking(move || {
+        // Tests can hold a step by its name.
+        wharf_sys::fault::gate(stage);
+        work()
+    });
+    let done = done.await;
     done.unwrap_or_else(|e| Err(StepFailure::new(stage, Kind::Internal, e)))
 }
 
@@ -219,7 +225,8 @@ impl World for Machine {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+        let now = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
+        now.saturating_add(wharf_sys::fault::clock_shift_ns())
     }
 
     fn random(&self) -> Result<[u8; 32], StepFailure> {

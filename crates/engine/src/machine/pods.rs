@@ -17,7 +17,7 @@ use wharf_types::{ContainerId, Kind, PodId};
 use super::held::Held;
 use super::{Parts, block, cgroup_failure, passed};
 use crate::config::NetworkMode;
-use crate::error::RequestError;
+use crate::error::{RequestError, io_kind};
 use crate::files;
 use crate::limits::{HOSTNAME_MAX, SHIM_ADOPTION, SHIM_ANSWER};
 use crate::oci::profiles;
@@ -41,13 +41,7 @@ fn refuse(e: RequestError) -> StepFailure {
 }
 
 fn io(stage: &'static str, what: String) -> impl FnOnce(std::io::Error) -> StepFailure {
-    move |e| {
-        let kind = match wharf_store::is_full(&e) {
-            true => Kind::Exhausted,
-            false => Kind::Internal,
-        };
-        StepFailure::new(stage, kind, format!("{what}: {e}"))
-    }
+    move |e| StepFailure::new(stage, io_kind(&e), format!("{what}: {e}"))
 }
 
 /// A pod whose namespaces could not be made. What the shim finds invalid there is the request's own:

@@ -16,6 +16,7 @@ use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind};
 
 use super::watch::watch;
+use crate::error::io_kind;
 use crate::limits::SHIM_ANSWER;
 use crate::world::{ShimEvent, StepFailure};
 
@@ -77,6 +78,8 @@ impl LinkError {
                 Ok(FailureKind::Step) if EXHAUSTED.contains(&failure.errno) => Kind::Exhausted,
                 _ => Kind::Internal,
             },
+            // A refused connection is the peer's state; want of descriptors is ours.
+            Self::Connect { source, .. } if io_kind(source) == Kind::Exhausted => Kind::Exhausted,
             Self::Lost(_) | Self::Silent { .. } | Self::Connect { .. } => Kind::Unavailable,
             Self::Send { .. } | Self::Unexpected(_) => Kind::Internal,
         }

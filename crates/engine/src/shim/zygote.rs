@@ -15,6 +15,7 @@ use wharf_types::Kind;
 use super::link::{Link, LinkError};
 use super::socket;
 use super::watch::watch;
+use crate::error::io_kind;
 use crate::limits::ZYGOTE_ANSWER;
 use crate::world::StepFailure;
 
@@ -152,7 +153,7 @@ impl Zygote {
     /// Starts the program with its listening socket, its log and its home.
     fn spawn(&self) -> Result<u32, StepFailure> {
         let io = |what: String| {
-            move |e: std::io::Error| StepFailure::new(STAGE, Kind::Internal, format!("{what}: {e}"))
+            move |e: std::io::Error| StepFailure::new(STAGE, io_kind(&e), format!("{what}: {e}"))
         };
         let listener = socket::listen(&self.socket).map_err(failed)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;

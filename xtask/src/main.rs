@@ -6,6 +6,7 @@ mod setup;
 mod waterfall;
 mod demo;
 mod suite;
+mod simulate;
 mod tidy;
 mod critest;
 mod crictl;
@@ -22,6 +23,9 @@ const USAGE: &str = "cargo xtask TASK
   setup                   installs what the other tasks need, or says what is missing
   demo [--debug]          root: a node, a registry, a pod from pull to clean-up, with times
   test [CARGO-TEST-ARGS]  every test; without root those that need none
+  simulate [--seeds N] [--first S] [--steps M] [--debug]
+                          the engine on a machine that fails as a seed says; a seed is always the
+                          same story
   tidy [--quick]          layers, module order, lengths, headers; unless quick: format, lints
   conformance cri         root: critest against wharf, or against a peer
     [--runtime wharf|containerd] [--focus RE] [--skip RE] [--at-least N] [--release]
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Some("setup") => args.end().and_then(|()| setup::run()),
         Some("demo") => demo::run(args),
         Some("test") => suite::run(args),
+        Some("simulate") => simulate::run(args),
         Some("tidy") => tidy::run(args),
         Some("conformance") => conformance::run(args),
         Some("bench") => bench::run(args),

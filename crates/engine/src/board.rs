@@ -70,6 +70,12 @@ impl Board {
         self.read().stages.get(id).copied()
     }
 
+    /// The stages of everything.
+    #[cfg(test)]
+    pub(crate) fn stages(&self) -> BTreeMap<String, Stage> {
+        self.read().stages.clone()
+    }
+
     pub(crate) fn put_pod(&self, view: PodView) {
         self.write()
             .pods
@@ -88,6 +94,21 @@ impl Board {
 
     pub(crate) fn take_container(&self, id: &ContainerId) {
         self.write().containers.remove(id.as_str());
+    }
+
+    /// Takes the containers of a pod away that are not `known`.
+    pub(crate) fn keep(&self, pod: &PodId, known: impl Fn(&ContainerId) -> bool) {
+        let mut index = self.write();
+        let Index {
+            containers, stages, ..
+        } = &mut *index;
+        containers.retain(|id, view| {
+            let stays = view.pod != *pod || known(&view.id);
+            if !stays {
+                stages.remove(id);
+            }
+            stays
+        });
     }
 
     pub(crate) fn put_stage(&self, id: &str, name: &'static str) {

@@ -12,7 +12,7 @@ use crate::board::Board;
 use crate::engine::Engine;
 use crate::pod::recovered::Recovered;
 use crate::pods::Pods;
-use crate::record::{ContainerRecord, PodRecord};
+use crate::record::{ContainerRecord, LoadedPod, PodRecord};
 use crate::spec::*;
 use crate::view::{ContainerFacts, NetworkView};
 use crate::world::*;
@@ -276,6 +276,23 @@ impl World for Fake {
     fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure> {
         record.cgroup = format!("w/{}", record.id);
         Ok(())
+    }
+
+    fn own_cgroup(&self, pod: &PodId) -> String {
+        format!("w/{pod}")
+    }
+
+    fn load_pod(&self, id: PodId) -> Step<Option<LoadedPod>> {
+        self.step("load pod", move |h| {
+            let pod = h.pod_records.get(&id)?.clone();
+            let all = h.container_records.values();
+            Some(LoadedPod {
+                containers: all.filter(|c| c.pod == id).cloned().collect(),
+                id,
+                pod: Ok(pod),
+                broken: Vec::new(),
+            })
+        })
     }
 
     fn save_pod(&self, pod: Arc<PodRecord>) -> Step<()> {

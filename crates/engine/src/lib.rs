@@ -33,6 +33,8 @@ mod lifecycle; // what callers see
 mod together; // what callers see when things happen beside each other
 #[cfg(test)]
 mod restart; // what callers see after a restart of the daemon
+#[cfg(test)]
+mod sim; // what callers see whatever happens
 
 pub use config::{EngineConfig, NetworkMode};
 pub use engine::Engine;

@@ -11,7 +11,7 @@ use wharf_types::{ContainerId, Digest, Kind, PodId};
 use crate::board::{Board, Stage};
 use crate::container::slot::{Reply, step_error};
 use crate::error::RequestError;
-use crate::limits::{LABELS_MAX, PODS_MAX, REQUESTS_PER_POD_MAX};
+use crate::limits::{LABELS_MAX, PODS_MAX, REQUESTS_PER_POD_MAX, RETRY_FIRST, RETRY_LAST};
 use crate::pod::driver::{Driver, Surroundings};
 use crate::pod::recovered::Recovered;
 use crate::pod::request::{Request, Verb};
@@ -69,16 +69,17 @@ impl Pods {
 
     /// Takes over what a restart found; returns when every shim was asked once.
     pub(crate) async fn recover(&self, found: Vec<Recovered>) {
-        let mut asked = tokio::task::JoinSet::new();
+        let mut asked = Vec::new();
         for pod in found {
-            let around = self.enter(&mut self.names(), &pod.record.spec, pod.record.id.clone());
-            let mut driver = Driver::recover(around, pod);
-            asked.spawn(async move {
-                driver.adopt_now().await;
-                tokio::spawn(driver.run());
-            });
+            let (sender, was_asked) = oneshot::channel();
+            self.enter(&mut self.names(), pod.record.spec.clone(), &pod.record.id)
+                .begin(Origin::Found(Box::new(pod)), Some(sender));
+            asked.push(was_asked);
         }
-        asked.join_all().await;
+        for asked in asked {
+            // A fault of ours in one pod's driver is no reason to make the others wait.
+            asked.await.ok();
+        }
     }
 
     pub(crate) async fn run(&self, spec: PodSpec) -> Result<PodId, RequestError> {
@@ -120,14 +121,14 @@ impl Pods {
         let record = self
             .plan(spec)
             .map_err(|f| step_error(&f, format!("pod {}", spec.metadata)))?;
-        let around = self.enter(&mut names, &record.spec, record.id.clone());
+        let supervisor = self.enter(&mut names, record.spec.clone(), &record.id);
         let requests = names
             .pods
             .get(&record.id)
             .map(|handle| handle.requests.clone());
         drop(names);
         tracing::info!(pod = %record.id, name = %record.spec.metadata, "pod starts");
-        tokio::spawn(Driver::start(around, record).run());
+        supervisor.begin(Origin::New(Box::new(record)), None);
         requests.ok_or(RequestError::ShuttingDown)
     }
 
@@ -149,30 +150,24 @@ impl Pods {
         Ok(record)
     }
 
-    fn enter(&self, names: &mut Names, spec: &PodSpec, id: PodId) -> Surroundings {
+    /// Gives a pod its name and a channel; who asks from now on is answered by its next driver.
+    fn enter(&self, names: &mut Names, spec: Arc<PodSpec>, id: &PodId) -> Supervisor {
         let (sender, requests) = mpsc::channel(REQUESTS_PER_POD_MAX);
         let key = spec.metadata.clone();
         names.by_key.insert(key.clone(), id.clone());
-        names.pods.insert(
-            id,
-            Handle {
-                key,
-                digest: spec.digest(),
-                requests: sender,
-            },
-        );
-        let inner = Arc::downgrade(&self.0);
-        let release = Box::new(move |id: &PodId| {
-            if let Some(inner) = Weak::upgrade(&inner) {
-                Self(inner).release(id);
-            }
-        });
-        let (world, board) = (self.0.world.clone(), self.0.board.clone());
-        Surroundings {
-            world,
-            board,
+        let handle = Handle {
+            key,
+            digest: spec.digest(),
+            requests: sender,
+        };
+        names.pods.insert(id.clone(), handle);
+        Supervisor {
+            world: self.0.world.clone(),
+            board: self.0.board.clone(),
+            pods: Arc::downgrade(&self.0),
+            spec,
+            id: id.clone(),
             requests,
-            release,
         }
     }
 
@@ -216,8 +211,10 @@ impl Pods {
             .get(id)
             .map(|handle| handle.requests.clone())?;
         let (reply, answer) = oneshot::channel();
-        requests.send(request(reply)).await.ok()?;
-        answer.await.ok()
+        let accepted = requests.send(request(reply)).await.is_ok();
+        let answered = if accepted { answer.await.ok() } else { None };
+        // A driver that has ended in good order has given its name back before it let go of a request.
+        answered.or_else(|| self.has(id).then(|| Err(fault(id))))
     }
 
     pub(crate) async fn stop(&self, id: &str) -> Result<(), RequestError> {
@@ -336,6 +333,132 @@ impl Pods {
             .await;
         asked?.ok_or_else(|| unknown(&container))
     }
+}
+
+/// What a driver begins with.
+enum Origin {
+    New(Box<PodRecord>),
+    Found(Box<Recovered>),
+}
+
+/// Sees to it that a pod has a driver until nothing is left of it.
+struct Supervisor {
+    world: Arc<dyn World>,
+    board: Arc<Board>,
+    pods: Weak<Inner>,
+    spec: Arc<PodSpec>,
+    id: PodId,
+    requests: mpsc::Receiver<Request>,
+}
+
+impl Supervisor {
+    /// Begins to drive; `asked` is told when the shim of a found pod was asked once.
+    fn begin(self, origin: Origin, asked: Option<oneshot::Sender<()>>) {
+        tokio::spawn(self.supervise(origin, asked));
+    }
+
+    /// A driver that ends over a fault of ours is replaced by one that begins with what the disk knows,
+    /// as after a restart of the daemon. Its callers were told.
+    async fn supervise(mut self, mut origin: Origin, mut asked: Option<oneshot::Sender<()>>) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let (steps, mut under_way) = mpsc::channel(1);
+            let around = self.surroundings(steps);
+            let broken = match tokio::spawn(drive(around, origin, asked.take())).await {
+                Err(broken) if broken.is_panic() => broken,
+                _ => return,
+            };
+            tracing::error!(pod = %self.id, error = %broken, again_in = ?pause,
+                "a fault of wharf: the pod's driver ended; another one takes over");
+            // Requests from here on wait for the next driver.
+            let Some(inner) = self.pods.upgrade() else {
+                return;
+            };
+            let pods = Pods(inner);
+            self = pods.enter(&mut pods.names(), self.spec, &self.id);
+            drop(pods);
+            // What that driver had begun ends first: nothing is done twice at the same time.
+            while under_way.recv().await.is_some() {}
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LAST);
+            match self.load().await {
+                Some(found) => origin = Origin::Found(Box::new(found)),
+                None => return self.bury(),
+            }
+        }
+    }
+
+    fn surroundings(&mut self, steps: mpsc::Sender<()>) -> Surroundings {
+        // The supervisor waits for its driver; nobody else sends anything in between.
+        let (_, nobody) = mpsc::channel(1);
+        let inner = self.pods.clone();
+        let release = Box::new(move |id: &PodId| {
+            if let Some(inner) = Weak::upgrade(&inner) {
+                Pods(inner).release(id);
+            }
+        });
+        Surroundings {
+            world: self.world.clone(),
+            board: self.board.clone(),
+            requests: std::mem::replace(&mut self.requests, nobody),
+            release,
+            steps,
+        }
+    }
+
+    /// What the disk knows; `None` when nothing of the pod is left.
+    async fn load(&self) -> Option<Recovered> {
+        let mut pause = RETRY_FIRST;
+        loop {
+            // In a task of its own: a panic of this step is its failure, too.
+            let loaded = tokio::spawn(self.world.load_pod(self.id.clone())).await;
+            match loaded.unwrap_or_else(|_panicked| Err(StepFailure::panicked())) {
+                Ok(loaded) => {
+                    let (boot, own) = (self.world.boot(), self.world.own_cgroup(&self.id));
+                    return loaded.map(|loaded| Recovered::of(loaded, boot, own));
+                }
+                Err(failure) => {
+                    tracing::warn!(pod = %self.id, error = %failure, again_in = ?pause,
+                        "the pod's records cannot be read");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_LAST);
+                }
+            }
+        }
+    }
+
+    /// Nothing is left of the pod: its name is free.
+    fn bury(self) {
+        self.board.keep(&self.id, |_| false);
+        self.board.take_pod(&self.id);
+        self.board.take_stage(self.id.as_str());
+        if let Some(inner) = self.pods.upgrade() {
+            Pods(inner).release(&self.id);
+        }
+    }
+}
+
+async fn drive(around: Surroundings, origin: Origin, asked: Option<oneshot::Sender<()>>) {
+    let driver = match origin {
+        Origin::New(record) => Driver::start(around, *record),
+        Origin::Found(found) => {
+            let mut driver = Driver::recover(around, *found);
+            driver.adopt_now().await;
+            driver
+        }
+    };
+    if let Some(asked) = asked {
+        asked.send(()).ok();
+    }
+    driver.run().await;
+}
+
+/// The request was lost with the driver.
+fn fault(id: &PodId) -> RequestError {
+    let text =
+        "a fault of wharf: the pod's driver ended, see the log; another one takes over, try again";
+    let failure = StepFailure::new("drive pod", Kind::Unavailable, text);
+    step_error(&failure, format!("pod {id}"))
 }
 
 fn check_labels(count: usize) -> Result<(), RequestError> {

@@ -320,6 +320,19 @@ impl Records {
         Ok(pods)
     }
 
+    /// A pod with its containers; `None` when nothing of it is there. Nobody else may be writing it.
+    ///
+    /// # Errors
+    ///
+    /// Its directory cannot be looked at.
+    pub fn find_pod(&self, id: &PodId) -> Result<Option<LoadedPod>, RecordError> {
+        let dir = self.pods.join(id.as_str());
+        match dir.try_exists() {
+            Ok(there) => Ok(there.then(|| self.load_pod(id.clone()))),
+            Err(e) => Err(io("look at", &dir)(e)),
+        }
+    }
+
     fn load_pod(&self, id: PodId) -> LoadedPod {
         let dir = self.pods.join(id.as_str());
         let pod = read(&dir.join("pod.json"));

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use wharf_types::{ContainerId, Kind};
+use wharf_types::{ContainerId, Kind, PodId};
 
-use crate::record::{ContainerRecord, Exit, PodRecord};
+use crate::record::{ContainerRecord, Exit, LoadedPod, PodRecord};
 use crate::spec::{ExecSyncOutput, ResourceSpec};
 use crate::view::{ContainerFacts, NetworkView};
 
@@ -224,6 +224,12 @@ pub trait World: Send + Sync + 'static {
     ///
     /// What is asked for cannot be had here.
     fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure>;
+
+    /// The cgroup of a pod that was given none.
+    fn own_cgroup(&self, pod: &PodId) -> String;
+
+    /// What the disk knows of a pod; `None` when nothing. Nothing else may be under way for it.
+    fn load_pod(&self, id: PodId) -> Step<Option<LoadedPod>>;
 
     /// Writes the record.
     fn save_pod(&self, pod: Arc<PodRecord>) -> Step<()>;

@@ -127,30 +127,28 @@ impl Slot {
         change(Arc::make_mut(&mut self.record));
     }
 
-    /// What readers see; `None` while it is being made, and when its making failed.
+    /// What readers see; `None` while it is being made, and when its making failed or is undone.
     pub(crate) fn view(&self, reachable: bool) -> Option<ContainerView> {
         let record = &self.record;
         let facts = record.facts.clone()?;
-        let live = if reachable {
-            ContainerState::Running
-        } else {
-            ContainerState::Unknown
+        let (unstarted, live) = match reachable {
+            true => (ContainerState::Created, ContainerState::Running),
+            false => (ContainerState::Unknown, ContainerState::Unknown),
         };
         let state = match self.state {
             State::Creating | State::Gone => return None,
-            State::Created | State::Starting => match reachable {
-                true => ContainerState::Created,
-                false => ContainerState::Unknown,
-            },
+            State::Created | State::Starting => unstarted,
             State::Running | State::Stopping => live,
             // Killed before it was started: it was never running.
-            State::Killing if record.started_at_ns == 0 => ContainerState::Created,
+            State::Killing if record.started_at_ns == 0 => unstarted,
             State::Killing => live,
             // An end is shown with its reason, which is still being found out.
             State::Collecting if self.overdue || record.started_at_ns == 0 => {
                 ContainerState::Exited
             }
             State::Collecting => live,
+            // It never ran, and is being undone.
+            State::Removing if record.exit.is_none() => return None,
             State::Exited | State::Removing => ContainerState::Exited,
         };
         let known = record

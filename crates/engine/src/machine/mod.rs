@@ -26,7 +26,7 @@ use wharf_types::{Kind, PodId};
 use crate::config::EngineConfig;
 use crate::error::{OpenError, io_kind};
 use crate::oci::Host;
-use crate::record::{ContainerRecord, PodRecord, Records};
+use crate::record::{ContainerRecord, LoadedPod, PodRecord, Records};
 use crate::shim::zygote::Zygote;
 use crate::spec::ResourceSpec;
 use crate::view::NetworkView;
@@ -115,11 +115,6 @@ impl Machine {
     /// Keys of all snapshots that exist.
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
-    }
-
-    /// The cgroup of a pod that was given none.
-    pub(crate) fn own_cgroup(&self, pod: &PodId) -> String {
-        self.0.own_cgroup(pod)
     }
 
     /// Ends what runs for us and cannot be reached, or belongs to no pod of `known`. Blocks.
@@ -239,6 +234,18 @@ impl World for Machine {
 
     fn plan_pod(&self, record: &mut PodRecord) -> Result<(), StepFailure> {
         self.0.plan_pod(record)
+    }
+
+    fn own_cgroup(&self, pod: &PodId) -> String {
+        self.0.own_cgroup(pod)
+    }
+
+    fn load_pod(&self, id: PodId) -> Step<Option<LoadedPod>> {
+        let parts = self.0.clone();
+        Box::pin(block("read records", move || {
+            let found = parts.records.find_pod(&id);
+            found.map_err(|e| StepFailure::new("read records", e.kind(), e))
+        }))
     }
 
     fn save_pod(&self, pod: Arc<PodRecord>) -> Step<()> {

@@ -101,13 +101,9 @@ impl Driver {
         F: FnOnce(Result<T, StepFailure>) -> ContainerOutcome + Send + 'static,
     {
         let id = id.clone();
-        let step = tokio::spawn(step);
-        self.tasks.spawn(async move {
-            let done = step
-                .await
-                .unwrap_or_else(|_panicked| Err(StepFailure::panicked()));
-            Outcome::Container(id, outcome(done))
-        });
+        let step = self.own_task(step);
+        self.tasks
+            .spawn(async move { Outcome::Container(id, outcome(step.await)) });
     }
 
     pub(super) fn container_later(
@@ -267,6 +263,8 @@ impl Driver {
             State::Running => answer_all(&mut slot.starters, &Ok(())),
             State::Exited => {
                 answer_all(&mut slot.stoppers, &Ok(()));
+                let refused = slot.refusal("create");
+                answer_all(&mut slot.creators, &Err(refused));
                 let failed = slot
                     .failure
                     .clone()
@@ -323,8 +321,9 @@ impl Driver {
             .containers
             .get(id)
             .and_then(|slot| slot.view(self.reachable));
-        if let Some(view) = view {
-            self.board.put_container(view);
+        match view {
+            Some(view) => self.board.put_container(view),
+            None => self.board.take_container(id),
         }
     }
 }
@@ -390,9 +389,16 @@ fn collect(
     })
 }
 
-/// Removes everything; no write that is still under way brings the record back.
+/// Removes everything; no write that is still under way brings the record back. What never became a
+/// container is one in no later life of the daemon either, should this one end before it is removed.
 fn remove(world: Arc<dyn World>, keeper: Keeper, container: ContainerRef) -> Step<()> {
     Box::pin(async move {
+        if container.record.exit.is_none()
+            && let Err(failure) = keeper.write(&*world, |kept| kept.facts = None).await
+        {
+            let id = &container.record.id;
+            tracing::warn!(container = %id, error = %failure, "the record is not up to date");
+        }
         keeper.end().await;
         world.remove_container(container).await
     })

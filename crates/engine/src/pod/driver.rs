@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use wharf_types::{ContainerId, PodId};
+use wharf_types::{ContainerId, Kind, PodId};
 
 use super::request::{Outcome, PodOutcome, Request};
 use super::state::{Effect, Event, State};
@@ -29,6 +29,8 @@ pub(crate) struct Surroundings {
     pub(crate) board: Arc<Board>,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) release: Release,
+    /// Nothing is ever sent: closed when the driver and the last of its steps have ended.
+    pub(crate) steps: mpsc::Sender<()>,
 }
 
 /// The owner of a pod's state.
@@ -37,6 +39,7 @@ pub(crate) struct Driver {
     pub(super) board: Arc<Board>,
     requests: mpsc::Receiver<Request>,
     release: Option<Release>,
+    pub(super) steps: mpsc::Sender<()>,
     pub(super) told: mpsc::Receiver<ShimEvent>,
     pub(super) events: ShimEvents,
     pub(super) tasks: JoinSet<Outcome>,
@@ -73,6 +76,7 @@ impl Driver {
             board: around.board,
             requests: around.requests,
             release: Some(around.release),
+            steps: around.steps,
             told,
             events,
             tasks: JoinSet::new(),
@@ -184,7 +188,7 @@ impl Driver {
         } else if let (Some(failure), false) = (&self.failure, self.published) {
             // Its start failed, and is being undone: the repetition learns why.
             answer_one(reply, Err(failure.clone()));
-        } else if self.remove_wish && !self.published {
+        } else if !self.published {
             // Its start was cut off, and is being undone: when the name is free, the repetition begins anew.
             self.repeaters.push(reply);
         } else {
@@ -233,8 +237,13 @@ impl Driver {
     }
 
     fn begin(&mut self, effect: Effect) {
-        if effect == Effect::DetachNetwork && self.published {
-            Arc::make_mut(&mut self.record).phase = PodPhase::Stopped;
+        if effect == Effect::DetachNetwork {
+            // A start that nobody was answered may be written down as ready by now.
+            let phase = match self.published {
+                true => PodPhase::Stopped,
+                false => PodPhase::Starting,
+            };
+            Arc::make_mut(&mut self.record).phase = phase;
         }
         let (world, pod) = (self.world.clone(), self.record.clone());
         match effect {
@@ -258,13 +267,24 @@ impl Driver {
         T: Send + 'static,
         F: FnOnce(Result<T, StepFailure>) -> PodOutcome + Send + 'static,
     {
-        let step = tokio::spawn(step);
-        self.tasks.spawn(async move {
-            let done = step
-                .await
-                .unwrap_or_else(|_panicked| Err(StepFailure::panicked()));
-            Outcome::Pod(outcome(done))
+        let step = self.own_task(step);
+        self.tasks
+            .spawn(async move { Outcome::Pod(outcome(step.await)) });
+    }
+
+    /// A step in a task of its own: it goes on when the driver ends over a fault, and its panic is its
+    /// failure.
+    pub(super) fn own_task<T: Send + 'static>(&self, step: Step<T>) -> Step<T> {
+        let under_way = self.steps.clone();
+        let step = tokio::spawn(async move {
+            let done = step.await;
+            drop(under_way);
+            done
         });
+        Box::pin(async move {
+            step.await
+                .unwrap_or_else(|_panicked| Err(StepFailure::panicked()))
+        })
     }
 
     fn later(&mut self, pause: Duration, outcome: PodOutcome) {
@@ -356,7 +376,8 @@ impl Driver {
                 if self.published {
                     answer_all(&mut self.stoppers, &Ok(()));
                 }
-                if self.remove_wish {
+                // A start that nobody was answered leaves nothing, whatever cut it off.
+                if self.remove_wish || !self.published {
                     self.remove_containers();
                     if self.containers.is_empty() {
                         self.feed(Event::Remove);
@@ -392,6 +413,7 @@ impl Driver {
                 if self.state == State::Ready {
                     tracing::warn!(pod = %self.record.id, "the pod's PID namespace has ended");
                 }
+                self.start_lost();
                 self.feed(Event::Lost);
             }
             ShimEvent::Silent if self.reachable => {
@@ -411,6 +433,7 @@ impl Driver {
             tracing::warn!(pod = %self.record.id, "the shim has ended");
         }
         self.reachable = true;
+        self.start_lost();
         let why = if self.record.boot == self.world.boot() {
             "the shim ended; nobody saw the exit code"
         } else {
@@ -423,6 +446,16 @@ impl Driver {
         }
         self.feed(Event::Lost);
         self.publish();
+    }
+
+    /// Those who wait for the start learn why there will be none.
+    fn start_lost(&mut self) {
+        if self.state.is_starting() && self.failure.is_none() {
+            let text = "the pod's shim ended while the pod was being started";
+            let lost = StepFailure::new(self.state.stage(), Kind::Unavailable, text);
+            let subject = format!("pod {}", self.record.spec.metadata);
+            self.failure = Some(step_error(&lost, subject));
+        }
     }
 
     /// Asks a silent shim again.
@@ -495,6 +528,16 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    /// Nobody is at these stages any more; the next driver of this pod begins with others.
+    fn drop(&mut self) {
+        self.board.take_stage(self.record.id.as_str());
+        for id in self.containers.keys() {
+            self.board.take_stage(id.as_str());
+        }
+    }
+}
+
 /// Attaches the network and writes down that the pod is ready: a restart from here on keeps it.
 fn attach(
     world: Arc<dyn World>,
@@ -519,9 +562,7 @@ fn attach(
 /// written (a full disk) does not keep the network attached.
 fn detach(world: Arc<dyn World>, pod: Arc<PodRecord>) -> Step<()> {
     Box::pin(async move {
-        if pod.phase == PodPhase::Stopped
-            && let Err(failure) = world.save_pod(pod.clone()).await
-        {
+        if let Err(failure) = world.save_pod(pod.clone()).await {
             tracing::warn!(pod = %pod.id, error = %failure, "the pod's record is not up to date");
         }
         world.detach_network(pod).await

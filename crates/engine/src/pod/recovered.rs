@@ -78,7 +78,7 @@ impl Driver {
         let step = self
             .world
             .adopt_shim(self.record.clone(), self.events.clone());
-        let answer = step.await;
+        let answer = self.own_task(step).await;
         let unfinished: Vec<_> = self
             .containers
             .iter()
@@ -101,6 +101,10 @@ impl Driver {
             PodPhase::Stopped => self.feed(Event::Stop),
             PodPhase::Ready => {}
         }
+        // What the last driver of this pod had published, if it ended over a fault.
+        let containers = &self.containers;
+        self.board
+            .keep(&self.record.id, |id| containers.contains_key(id));
         self.publish();
         self.settle();
     }
@@ -116,10 +120,9 @@ impl Driver {
                 // It is being made at this moment, and the shim has not heard of it yet: its own outcome
                 // comes. (After a restart nothing makes it any more; `adopt_now` undoes it.)
                 None if self.is_in(&id, ContainerState::Creating) => {}
-                // Its record was written before the shim made it, or the shim is not the one that did. Its
-                // caller may have been told the id; it never ran, so nothing but the name is lost, and
-                // whoever asks for it again gets a new one.
-                None if self.is_in(&id, ContainerState::Created) => self.undo(&id),
+                // Its record was written before the shim made it. Nobody was told of it, and whoever asks
+                // for it again gets a new one.
+                None if self.was_never_made(&id) => self.undo(&id),
                 None => {
                     let text = "the shim does not know it; nobody saw the exit code";
                     let exit = crate::record::Exit::unseen(self.world.now_ns(), text);
@@ -133,6 +136,16 @@ impl Driver {
         self.containers
             .get(id)
             .is_some_and(|slot| slot.state == state)
+    }
+
+    /// Whether a container is recorded as made, and no shim has ever said so.
+    fn was_never_made(&self, id: &ContainerId) -> bool {
+        use ContainerState::{Created, Killing};
+        self.containers.get(id).is_some_and(|slot| {
+            slot.pid.is_none()
+                && slot.record.started_at_ns == 0
+                && matches!(slot.state, Created | Killing)
+        })
     }
 
     /// A container that never ran is removed; a caller who wants it creates it again.
@@ -154,11 +167,13 @@ impl Driver {
             slot.state = ContainerState::Created;
             slot.edit(|record| record.started_at_ns = 0);
         } else if slot.state == ContainerState::Created && found.started {
-            // It was started, and the record could not be written.
+            // It was started, and the record could not be written: when, nobody knows, but not after its end.
             let now = self.world.now_ns();
+            let at = found.exited.map_or(now, |(_, _, end_ns)| end_ns.min(now));
             slot.state = ContainerState::Running;
-            slot.edit(|record| record.started_at_ns = now);
+            slot.edit(|record| record.started_at_ns = at);
         }
+        self.answer(&found.id);
         if let Some((code, signal, at_ns)) = found.exited {
             self.on_exit(
                 &found.id,

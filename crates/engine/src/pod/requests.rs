@@ -268,22 +268,29 @@ impl Driver {
 
 /// Runs an exec to its end, or until nobody waits for its output any more: given up, it is killed.
 async fn until_left<T>(step: Step<ExecEnd>, reply: &mut Reply<T>) -> Result<ExecEnd, StepFailure> {
-    let mut step = tokio::spawn(step);
+    // Given up with whoever runs this: it is killed then, too.
+    let mut step = tokio::task::JoinSet::from_iter([step]);
     let done = tokio::select! {
-        done = &mut step => done,
+        biased;
+        done = step.join_next() => done,
         () = reply.closed() => {
-            step.abort();
-            step.await
+            step.abort_all();
+            step.join_next().await
         }
     };
     // Given up: nobody hears of it.
-    done.unwrap_or_else(|_panicked| Err(StepFailure::panicked()))
+    match done {
+        Some(Ok(done)) => done,
+        Some(Err(_)) | None => Err(StepFailure::panicked()),
+    }
 }
 
 /// The same name again: the same request joins or gets the id, another one is refused.
 fn repeat_create(slot: &mut Slot, digest: Digest, reply: Reply<ContainerId>) {
     let difference = match (slot.digest == digest, slot.state) {
         (true, State::Creating) => return slot.creators.push(reply),
+        // After a restart its shim has not yet said that it knows it: nothing is promised before.
+        (true, State::Created) if slot.pid.is_none() => return slot.creators.push(reply),
         (true, State::Created) => return answer_one(reply, Ok(slot.record.id.clone())),
         (true, _) => "the same configuration, but has gone further",
         (false, _) => "another configuration",

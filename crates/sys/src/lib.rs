@@ -19,6 +19,8 @@ pub mod capability; // the five capability sets
 pub mod seccomp; // filters of system calls
 pub mod bpf; // device programs of cgroup v2
 pub mod network; // interfaces
+pub mod netlink; // interfaces, addresses, routes, queues, tracked connections
+pub mod nft; // packet filter and address translation
 pub mod clone; // a new process with the memory of this one: clone3(2)
 pub mod fork; // a copy of this process that goes on by itself: fork(2)
 pub mod exec; // a new program in this process: execve(2)

@@ -11,8 +11,9 @@ pub mod version; // versions of the specification
 pub mod result; // what a chain made
 pub mod convert; // results in the forms of older versions
 pub mod builtin; // a plugin that runs in-process, and a call of one
-pub mod plugin; // the built-in plugins
+pub mod rules; // the node's tables of nftables
 pub mod ports; // ports of the node that lead to pods
+pub mod plugin; // the built-in plugins
 pub mod config; // one network's configuration
 pub mod directory; // the directory of configurations
 mod exec; // one run of an executable plugin

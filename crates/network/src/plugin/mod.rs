@@ -1,5 +1,11 @@
 //! The built-in plugins.
 
+mod config; // a plugin's object, field by field
+mod host; // what they share of the node
+mod loopback; // the pod's own interface
+mod host_local; // addresses
+mod bridge; // a veth to a bridge
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,10 +25,24 @@ pub struct PluginsConfig {
 pub struct Plugins(Vec<Arc<dyn Builtin>>);
 
 impl Plugins {
-    /// All that there are. `config` says where they keep what they know.
+    /// All that there are, for the daemon: it alone changes its tables of rules, and drops the pods'
+    /// namespaces after it has detached them. `config` says where they keep what they know.
     pub fn new(config: &PluginsConfig) -> Self {
-        let _for_those_that_keep_state = config;
-        Self(Vec::new())
+        Self::with(config, true)
+    }
+
+    /// All that there are, for a program that any runtime calls.
+    pub fn for_program(config: &PluginsConfig) -> Self {
+        Self::with(config, false)
+    }
+
+    fn with(config: &PluginsConfig, daemon: bool) -> Self {
+        let host = Arc::new(host::Host::new(config.state.clone(), daemon));
+        Self(vec![
+            Arc::new(loopback::Loopback(host.clone())),
+            Arc::new(host_local::HostLocal::new(host.clone())),
+            Arc::new(bridge::Bridge(host)),
+        ])
     }
 
     /// These, and no others.

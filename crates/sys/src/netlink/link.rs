@@ -115,7 +115,8 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or(NotMac)?;
+            let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or(NotMac)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_not_hex| NotMac)?;
         }
         parts.next().is_none().then_some(Self(bytes)).ok_or(NotMac)
@@ -276,6 +277,8 @@ pub struct LinkChange<'a> {
     pub all_multicast: Option<bool>,
     /// Packets that may wait for sending.
     pub queue_length: Option<u32>,
+    /// The group.
+    pub group: Option<u32>,
     /// IPv4 settings by number (`IPV4_DEVCONF_…`, `linux/ip.h`): what is below
     /// /proc/sys/net/ipv4/conf in the interface's namespace.
     pub ipv4: &'a [(u16, u32)],
@@ -309,6 +312,7 @@ pub fn change_link(batch: &mut Batch, index: u32, name: &str, change: &LinkChang
             .master
             .into_iter()
             .for_each(|m| w.u32(ifla::MASTER, m));
+        change.group.into_iter().for_each(|g| w.u32(ifla::GROUP, g));
         change
             .alias
             .into_iter()

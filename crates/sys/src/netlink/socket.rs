@@ -154,6 +154,15 @@ impl Socket {
         })
     }
 
+    /// Its port: events say which socket made a change. 0 when it has none yet.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        rustix::net::getsockname(&self.fd)
+            .ok()
+            .and_then(|name| SocketAddrNetlink::try_from(name).ok())
+            .map_or(0, |name| name.pid())
+    }
+
     /// Hears of changes from now on; [`Socket::events`] gives them. A socket for events is not
     /// used for requests: their answers would be lost among them.
     ///

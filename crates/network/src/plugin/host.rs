@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wharf_sys::netlink::{self, Batch, Link, Socket};
@@ -47,7 +47,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    pub(crate) fn new(state: PathBuf, daemon: bool) -> Self {
+    pub(crate) fn new(state: &Path, daemon: bool) -> Self {
         let table = if daemon { "wharf" } else { "wharf_cni" };
         Self {
             daemon,
@@ -94,7 +94,7 @@ impl Host {
         &self,
         work: impl FnOnce(&mut Table<Filter>) -> Result<T, RulesError>,
     ) -> Result<T, CniError> {
-        let answer = work(&mut lock(&self.filter)).map_err(rules_failed);
+        let answer = work(&mut lock(&self.filter)).map_err(|e| rules_failed(&e));
         self.watch(&self.filter, |watches| &mut watches.0);
         answer
     }
@@ -104,7 +104,7 @@ impl Host {
         &self,
         work: impl FnOnce(&mut Table<Bridges>) -> Result<T, RulesError>,
     ) -> Result<T, CniError> {
-        let answer = work(&mut lock(&self.bridges)).map_err(rules_failed);
+        let answer = work(&mut lock(&self.bridges)).map_err(|e| rules_failed(&e));
         self.watch(&self.bridges, |watches| &mut watches.1);
         answer
     }
@@ -129,7 +129,7 @@ impl Host {
     }
 }
 
-fn rules_failed(e: RulesError) -> CniError {
+fn rules_failed(e: &RulesError) -> CniError {
     CniError::internal(e.to_string())
 }
 

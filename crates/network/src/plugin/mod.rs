@@ -5,6 +5,10 @@ mod host; // what they share of the node
 mod loopback; // the pod's own interface
 mod host_local; // addresses
 mod bridge; // a veth to a bridge
+mod portmap; // ports of the node
+mod firewall; // what is let through
+mod tuning; // settings of an interface
+mod bandwidth; // how much goes through
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,11 +41,15 @@ impl Plugins {
     }
 
     fn with(config: &PluginsConfig, daemon: bool) -> Self {
-        let host = Arc::new(host::Host::new(config.state.clone(), daemon));
+        let host = Arc::new(host::Host::new(&config.state, daemon));
         Self(vec![
             Arc::new(loopback::Loopback(host.clone())),
             Arc::new(host_local::HostLocal::new(host.clone())),
-            Arc::new(bridge::Bridge(host)),
+            Arc::new(bridge::Bridge(host.clone())),
+            Arc::new(portmap::Portmap(host.clone())),
+            Arc::new(firewall::Firewall::new(host.clone())),
+            Arc::new(tuning::Tuning(host.clone())),
+            Arc::new(bandwidth::Bandwidth(host)),
         ])
     }
 

@@ -282,10 +282,10 @@ fn forward(t: &mut Transaction<'_>) {
             .verdict(verdict);
     };
     t.rule("forward", "", |e| {
-        pair(e, Which::IsolatedPairs, Verdict::Drop)
+        pair(e, Which::IsolatedPairs, Verdict::Drop);
     });
     t.rule("forward", "", |e| {
-        pair(e, Which::ApartPairs, Verdict::Accept)
+        pair(e, Which::ApartPairs, Verdict::Accept);
     });
     t.rule("forward", "", |e| {
         let apart = Which::Apart.set();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
-use wharf_sys::netlink::{Error as NetlinkError, Socket};
+use wharf_sys::netlink::{NetlinkError, Socket};
 use wharf_sys::nft::{Element, Refused, Transaction, elements};
 
 use super::layout::Layout;

@@ -72,7 +72,7 @@ fn watch<L: Layout>(mut socket: Socket, stop: &OwnedFd, table: &Weak<Mutex<Table
         if table.is_installed() && concerns(events.as_deref(), &table) {
             match table.install() {
                 Ok(()) => {
-                    tracing::warn!(table = table.name(), "others changed our rules: restored")
+                    tracing::warn!(table = table.name(), "others changed our rules: restored");
                 }
                 Err(error) => tracing::error!(%error, "others changed our rules; not restored"),
             }

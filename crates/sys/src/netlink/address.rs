@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::message::{Batch, find, flag, text_of, u32_of};
-use super::socket::{Error, Socket};
+use super::socket::{NetlinkError, Socket};
 
 const NEWADDR: u16 = 20;
 const DELADDR: u16 = 21;
@@ -112,7 +112,7 @@ pub struct Address {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
+pub fn addresses(socket: &mut Socket) -> Result<Vec<Address>, NetlinkError> {
     let all = socket.dump(GETADDR, &[0; FIXED], |_| {})?;
     Ok(all
         .iter()

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::address::{family, from_octets, octets};
 use super::message::{Attributes, Batch, find};
-use super::socket::{Error, Socket};
+use super::socket::{NetlinkError, Socket};
 
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
@@ -53,7 +53,7 @@ pub struct Flow {
 ///
 /// # Errors
 /// What the kernel refused. A kernel without connection tracking has none.
-pub fn flows(socket: &mut Socket, ipv6: bool) -> Result<Vec<Flow>, Error> {
+pub fn flows(socket: &mut Socket, ipv6: bool) -> Result<Vec<Flow>, NetlinkError> {
     let fixed = [if ipv6 { 10 } else { 2 }, 0, 0, 0];
     let all = match socket.dump(GET, &fixed, |_| {}) {
         Err(e) if e.errno == Errno::INVAL || e.errno == Errno::OPNOTSUPP => return Ok(Vec::new()),
@@ -127,7 +127,11 @@ pub fn delete_flow(batch: &mut Batch, flow: &Flow) {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn forget_udp_to_ports(socket: &mut Socket, ipv6: bool, ports: &[u16]) -> Result<usize, Error> {
+pub fn forget_udp_to_ports(
+    socket: &mut Socket,
+    ipv6: bool,
+    ports: &[u16],
+) -> Result<usize, NetlinkError> {
     let stale: Vec<Flow> = flows(socket, ipv6)?
         .into_iter()
         .filter(|f| f.protocol == UDP && ports.contains(&f.to_port))

@@ -1,14 +1,12 @@
 //! Interfaces: making, changing, removing and looking at them (`rtnetlink(7)`, `linux/if_link.h`).
 
-use std::fmt;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::str::FromStr;
 
 use rustix::io::Errno;
 
+use super::mac::Mac;
 use super::message::{Attributes, Batch, Message, Writer, find, flag, text_of, u32_of};
-use super::socket::{Error, Socket};
+use super::socket::{NetlinkError, Socket};
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
@@ -57,70 +55,6 @@ mod ifla {
     pub(super) const BRIDGE_VLAN_INFO: u16 = 2;
     pub(super) const INET_CONF: u16 = 1;
     pub(super) const INET6_ADDR_GEN_MODE: u16 = 8;
-}
-
-/// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// The address that belongs to an IPv4 address for good, so that neighbours never remember a
-    /// wrong one: locally administered, `0a:58` and the four bytes.
-    #[must_use]
-    pub fn of(address: Ipv4Addr) -> Self {
-        let [a, b, c, d] = address.octets();
-        Self([0x0a, 0x58, a, b, c, d])
-    }
-
-    /// A random address: locally administered, not a group's.
-    ///
-    /// # Errors
-    /// As [`crate::random::fill`].
-    pub fn random() -> Result<Self, Errno> {
-        let mut bytes: [u8; 6] = crate::random::bytes()?;
-        bytes[0] = bytes[0] & 0xfc | 0x02;
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The text is not six bytes in hexadecimal with colons between them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotMac;
-
-impl fmt::Display for NotMac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an Ethernet address: six bytes in hexadecimal, as in 0a:58:0a:58:00:02")
-    }
-}
-
-impl std::error::Error for NotMac {}
-
-impl FromStr for Mac {
-    type Err = NotMac;
-
-    fn from_str(text: &str) -> Result<Self, NotMac> {
-        let mut bytes = [0; 6];
-        let mut parts = text.split([':', '-']);
-        for byte in &mut bytes {
-            let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
-            let part = parts.next().filter(digits).ok_or(NotMac)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_not_hex| NotMac)?;
-        }
-        parts.next().is_none().then_some(Self(bytes)).ok_or(NotMac)
-    }
 }
 
 /// The other end of a veth.
@@ -331,7 +265,7 @@ fn families(w: &mut Writer<'_>, change: &LinkChange<'_>) {
     if let Some(own) = change.link_local {
         // IN6_ADDR_GEN_MODE_EUI64 is 0, NONE is 1.
         w.nest(AF_INET6, |w| {
-            w.u8(ifla::INET6_ADDR_GEN_MODE, u8::from(!own))
+            w.u8(ifla::INET6_ADDR_GEN_MODE, u8::from(!own));
         });
     }
     if !change.ipv4.is_empty() {
@@ -416,21 +350,21 @@ pub fn delete_link(batch: &mut Batch, index: u32) {
 /// The same, by its name.
 pub fn delete_link_by_name(batch: &mut Batch, name: &str) {
     batch.push(DELLINK, 0, &fixed(0, 0, 0, 0), |w| {
-        w.text(ifla::IFNAME, name)
+        w.text(ifla::IFNAME, name);
     });
 }
 
 /// Removes all interfaces of a group at once: many cost what one costs. `ENODEV` when it has none.
 pub fn delete_group(batch: &mut Batch, group: u32) {
     batch.push(DELLINK, 0, &fixed(0, 0, 0, 0), |w| {
-        w.u32(ifla::GROUP, group)
+        w.u32(ifla::GROUP, group);
     });
 }
 
 /// Asks for an interface by its name; the answer is a message for [`Link::read`].
 pub fn query_link(batch: &mut Batch, name: &str) {
     batch.push(GETLINK, 0, &fixed(0, 0, 0, 0), |w| {
-        w.text(ifla::IFNAME, name)
+        w.text(ifla::IFNAME, name);
     });
 }
 
@@ -561,7 +495,7 @@ impl Link {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn link_by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+pub fn link_by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
     let mut batch = Batch::new();
     query_link(&mut batch, name);
     one(socket, &mut batch)
@@ -571,13 +505,13 @@ pub fn link_by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Err
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn link_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
+pub fn link_by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, NetlinkError> {
     let mut batch = Batch::new();
     batch.push(GETLINK, 0, &fixed(0, index, 0, 0), |_| {});
     one(socket, &mut batch)
 }
 
-fn one(socket: &mut Socket, batch: &mut Batch) -> Result<Option<Link>, Error> {
+fn one(socket: &mut Socket, batch: &mut Batch) -> Result<Option<Link>, NetlinkError> {
     match socket.execute(batch) {
         Ok(answers) => Ok(answers.iter().find_map(Link::read)),
         Err(e) if e.errno == Errno::NODEV => Ok(None),
@@ -589,7 +523,7 @@ fn one(socket: &mut Socket, batch: &mut Batch) -> Result<Option<Link>, Error> {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn links(socket: &mut Socket) -> Result<Vec<Link>, Error> {
+pub fn links(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
     let all = socket.dump(GETLINK, &fixed(0, 0, 0, 0), |w| {
         w.u32(ifla::EXT_MASK, SKIP_STATS);
     })?;
@@ -604,26 +538,4 @@ fn fixed(family: u8, index: u32, flags: u32, change: u32) -> [u8; FIXED] {
     bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
     bytes[12..].copy_from_slice(&change.to_ne_bytes());
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_read_and_written_as_people_do() {
-        let mac: Mac = "0A:58:0a-58-00:02".parse().unwrap();
-        assert_eq!(mac.to_string(), "0a:58:0a:58:00:02");
-        assert_eq!(mac, Mac::of(Ipv4Addr::new(10, 88, 0, 2)));
-        for bad in [
-            "",
-            "0a:58",
-            "0a:58:0a:58:00:02:03",
-            "0a:58:0a:58:00:0g",
-            "a:58:0a:58:00:02",
-            "+a:58:0a:58:00:02",
-        ] {
-            assert_eq!(bad.parse::<Mac>(), Err(NotMac), "{bad}");
-        }
-    }
 }

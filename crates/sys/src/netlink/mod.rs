@@ -8,6 +8,7 @@
 
 mod message; // headers and attributes: pure
 mod socket; // one socket: batches, dumps, events
+mod mac; // Ethernet addresses
 mod link; // interfaces
 mod address; // addresses and neighbours
 mod route; // routes
@@ -17,14 +18,15 @@ mod conntrack; // tracked connections
 pub use address::{Address, NewAddress, add_address, addresses, delete_address, flush_neighbour};
 pub use conntrack::{Flow, delete_flow, flows, forget_udp_to_ports};
 pub use link::{
-    ARP_NOTIFY, BridgeVlan, Counters, Link, LinkChange, Mac, NewLink, NotMac, Peer, Placed,
-    PortChange, SlaveMode, add_bridge_vlan, add_link, change_link, change_port, delete_bridge_vlan,
+    ARP_NOTIFY, BridgeVlan, Counters, Link, LinkChange, NewLink, Peer, Placed, PortChange,
+    SlaveMode, add_bridge_vlan, add_link, change_link, change_port, delete_bridge_vlan,
     delete_group, delete_link, delete_link_by_name, link_by_index, link_by_name, links, query_link,
 };
+pub use mac::{Mac, NotMac};
 pub use message::{Attributes, Batch, MAX_MESSAGE, Message, Writer, find};
 pub use queue::{Tbf, TickRate, add_ingress, add_redirect, add_tbf, queues};
 pub use route::{NewRoute, Route, add_route, default_route_link, delete_route, routes};
-pub use socket::{Error, Group, Socket};
+pub use socket::{Group, NetlinkError, Socket};
 
 /// Whether an interface can have this name: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or blanks
 /// (`dev_valid_name`, net/core/dev.c).

@@ -1,7 +1,7 @@
 //! Queueing disciplines and filters: `tc(8)`, `linux/pkt_sched.h`, `linux/pkt_cls.h`.
 
-use super::message::{Attributes, Batch, find, flag, text_of, u32_of};
-use super::socket::{Error, Socket};
+use super::message::{Attributes, Batch, Writer, find, flag, text_of, u32_of};
+use super::socket::{NetlinkError, Socket};
 
 const NEWQDISC: u16 = 36;
 const GETQDISC: u16 = 38;
@@ -122,30 +122,31 @@ pub fn add_redirect(batch: &mut Batch, index: u32, to: u32) {
                 selector[0] = 1;
                 selector[2] = 1;
                 w.raw(U32_SEL, &selector);
-                w.nest_plain(U32_ACT, |w| {
-                    w.nest_plain(1, |w| {
-                        w.text(ACT_KIND, "mirred");
-                        w.nest_plain(ACT_OPTIONS, |w| {
-                            // struct tc_mirred: index, capab, action (stolen), refcnt, bindcnt,
-                            // eaction (redirect to sending), ifindex.
-                            let mut mirred = [0; 28];
-                            mirred[8..12].copy_from_slice(&4_u32.to_ne_bytes());
-                            mirred[20..24].copy_from_slice(&1_u32.to_ne_bytes());
-                            mirred[24..].copy_from_slice(&to.to_ne_bytes());
-                            w.raw(MIRRED_PARMS, &mirred);
-                        });
-                    });
-                });
+                w.nest_plain(U32_ACT, |w| w.nest_plain(1, |w| redirect(w, to)));
             });
         },
     );
+}
+
+/// The action `mirred`.
+fn redirect(w: &mut Writer<'_>, to: u32) {
+    w.text(ACT_KIND, "mirred");
+    w.nest_plain(ACT_OPTIONS, |w| {
+        // struct tc_mirred: index, capab, action (stolen), refcnt, bindcnt, eaction (redirect to
+        // sending), ifindex.
+        let mut mirred = [0; 28];
+        mirred[8..12].copy_from_slice(&4_u32.to_ne_bytes());
+        mirred[20..24].copy_from_slice(&1_u32.to_ne_bytes());
+        mirred[24..].copy_from_slice(&to.to_ne_bytes());
+        w.raw(MIRRED_PARMS, &mirred);
+    });
 }
 
 /// The disciplines of an interface: their kinds, and of a token bucket what it lets through.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn queues(socket: &mut Socket, index: u32) -> Result<Vec<(String, Option<Tbf>)>, Error> {
+pub fn queues(socket: &mut Socket, index: u32) -> Result<Vec<(String, Option<Tbf>)>, NetlinkError> {
     let all = socket.dump(GETQDISC, &fixed(index, 0, 0, 0), |_| {})?;
     Ok(all
         .iter()

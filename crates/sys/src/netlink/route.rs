@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::address::{family, from_octets, octets};
 use super::message::{Batch, find, flag, u32_of};
-use super::socket::{Error, Socket};
+use super::socket::{NetlinkError, Socket};
 
 const NEWROUTE: u16 = 24;
 const DELROUTE: u16 = 25;
@@ -169,7 +169,7 @@ impl Route {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn routes(socket: &mut Socket, ipv6: bool) -> Result<Vec<Route>, Error> {
+pub fn routes(socket: &mut Socket, ipv6: bool) -> Result<Vec<Route>, NetlinkError> {
     let mut fixed = [0; FIXED];
     fixed[0] = if ipv6 { 10 } else { 2 };
     let all = socket.dump(GETROUTE, &fixed, |_| {})?;
@@ -187,7 +187,7 @@ pub fn routes(socket: &mut Socket, ipv6: bool) -> Result<Vec<Route>, Error> {
 ///
 /// # Errors
 /// What the kernel refused; no way is `None`.
-pub fn default_route_link(socket: &mut Socket) -> Result<Option<u32>, Error> {
+pub fn default_route_link(socket: &mut Socket) -> Result<Option<u32>, NetlinkError> {
     let outside = [
         IpAddr::from([203, 0, 113, 1]),
         IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),

@@ -35,7 +35,7 @@ const STRICT_CHECK: libc::c_int = 12;
 
 /// What the kernel said of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
+pub struct NetlinkError {
     /// The error number.
     pub errno: Errno,
     /// The kernel's own words, often empty.
@@ -44,7 +44,7 @@ pub struct Error {
     pub at: usize,
 }
 
-impl Error {
+impl NetlinkError {
     pub(crate) fn plain(errno: Errno) -> Self {
         Self {
             errno,
@@ -54,7 +54,7 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = std::io::Error::from(self.errno).to_string();
         // "File exists (os error 17)": the number says nothing more.
@@ -67,9 +67,9 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for NetlinkError {}
 
-impl From<Errno> for Error {
+impl From<Errno> for NetlinkError {
     fn from(errno: Errno) -> Self {
         Self::plain(errno)
     }
@@ -112,7 +112,7 @@ impl Socket {
     ///
     /// # Errors
     /// No descriptors are left, or the kernel has no netlink.
-    pub fn route() -> Result<Self, Error> {
+    pub fn route() -> Result<Self, NetlinkError> {
         Self::open(None) // protocol 0 is NETLINK_ROUTE
     }
 
@@ -120,11 +120,11 @@ impl Socket {
     ///
     /// # Errors
     /// As [`Socket::route`], or `EPROTONOSUPPORT`: the module `nfnetlink` is missing.
-    pub fn netfilter() -> Result<Self, Error> {
+    pub fn netfilter() -> Result<Self, NetlinkError> {
         Self::open(Some(NETFILTER))
     }
 
-    fn open(protocol: Option<Protocol>) -> Result<Self, Error> {
+    fn open(protocol: Option<Protocol>) -> Result<Self, NetlinkError> {
         let fd = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -139,7 +139,7 @@ impl Socket {
     ///
     /// # Errors
     /// It is not a netlink socket.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, NetlinkError> {
         set(fd.as_fd(), EXT_ACK, 1)?;
         set(fd.as_fd(), CAP_ACK, 1)?;
         // Old kernels lack it; dumps then give more than was asked for, and we filter anyway.
@@ -168,7 +168,7 @@ impl Socket {
     ///
     /// # Errors
     /// `EPERM` for nftables without `CAP_NET_ADMIN`.
-    pub fn join(&self, group: Group) -> Result<(), Error> {
+    pub fn join(&self, group: Group) -> Result<(), NetlinkError> {
         Ok(set(self.fd.as_fd(), ADD_MEMBERSHIP, group.number())?)
     }
 
@@ -176,7 +176,7 @@ impl Socket {
     ///
     /// # Errors
     /// `EAGAIN` on a socket that does not block, `EBADF`.
-    pub fn events(&mut self) -> Result<Option<Vec<Message>>, Error> {
+    pub fn events(&mut self) -> Result<Option<Vec<Message>>, NetlinkError> {
         match self.receive(RecvFlags::empty()) {
             Ok(messages) => Ok(Some(messages)),
             Err(Errno::NOBUFS) => Ok(None),
@@ -189,7 +189,7 @@ impl Socket {
     ///
     /// # Errors
     /// The first thing that the kernel refused, and which message it was.
-    pub fn execute(&mut self, batch: &mut Batch) -> Result<Vec<Message>, Error> {
+    pub fn execute(&mut self, batch: &mut Batch) -> Result<Vec<Message>, NetlinkError> {
         let (answers, error) = self.execute_all(batch)?;
         error.map_or(Ok(answers), Err)
     }
@@ -201,7 +201,7 @@ impl Socket {
     pub fn execute_all(
         &mut self,
         batch: &mut Batch,
-    ) -> Result<(Vec<Message>, Option<Error>), Error> {
+    ) -> Result<(Vec<Message>, Option<NetlinkError>), NetlinkError> {
         if batch.is_empty() {
             return Ok((Vec::new(), None));
         }
@@ -212,7 +212,7 @@ impl Socket {
 
     /// Sends a transaction of nftables: between its first and its last message, which frame it,
     /// the last one asks for an answer.
-    pub(crate) fn execute_batch(&mut self, batch: &mut Batch) -> Result<(), Error> {
+    pub(crate) fn execute_batch(&mut self, batch: &mut Batch) -> Result<(), NetlinkError> {
         let first = self.send(batch)?;
         let (_none, error) = self.answers(first, batch.len().saturating_sub(2))?;
         error.map_or(Ok(()), Err)
@@ -220,7 +220,11 @@ impl Socket {
 
     /// Reads until message number `last`, counted from `first`, is answered; or until nothing more
     /// comes when something was refused: the frame of a transaction is refused alone.
-    fn answers(&mut self, first: u32, last: usize) -> Result<(Vec<Message>, Option<Error>), Error> {
+    fn answers(
+        &mut self,
+        first: u32,
+        last: usize,
+    ) -> Result<(Vec<Message>, Option<NetlinkError>), NetlinkError> {
         let last = first.saturating_add(u32::try_from(last).unwrap_or(0));
         let mut answers = Vec::new();
         let mut error = None;
@@ -255,7 +259,7 @@ impl Socket {
         kind: u16,
         fixed: &[u8],
         write: impl Fn(&mut super::message::Writer<'_>),
-    ) -> Result<Vec<Message>, Error> {
+    ) -> Result<Vec<Message>, NetlinkError> {
         for _attempt in 0..DUMP_ATTEMPTS {
             let mut batch = Batch::new();
             batch.push(kind, flag::DUMP, fixed, &write);
@@ -263,10 +267,10 @@ impl Socket {
                 return Ok(all);
             }
         }
-        Err(Error::plain(Errno::INTR))
+        Err(NetlinkError::plain(Errno::INTR))
     }
 
-    fn dump_once(&mut self, batch: &mut Batch) -> Result<Option<Vec<Message>>, Error> {
+    fn dump_once(&mut self, batch: &mut Batch) -> Result<Option<Vec<Message>>, NetlinkError> {
         let number = self.send(batch)?;
         let mut all = Vec::new();
         let mut whole = true;
@@ -281,11 +285,8 @@ impl Socket {
                         return refusal(&message, 0).map_or(Ok(Some(Vec::new())), Err);
                     }
                     NLMSG_DONE => {
-                        let code = message.u32_at(0).cast_signed();
-                        if code < 0 {
-                            return Err(Error::plain(Errno::from_raw_os_error(-code)));
-                        }
-                        return Ok(whole.then_some(all));
+                        // The end of a dump has an error number in the place where an error has it.
+                        return refusal(&message, 0).map_or(Ok(whole.then_some(all)), Err);
                     }
                     _object if message.flags & flag::MULTI != 0 => all.push(message),
                     _other => {}
@@ -294,9 +295,9 @@ impl Socket {
         }
     }
 
-    fn send(&mut self, batch: &mut Batch) -> Result<u32, Error> {
+    fn send(&mut self, batch: &mut Batch) -> Result<u32, NetlinkError> {
         if batch.too_long() {
-            return Err(Error::plain(Errno::MSGSIZE));
+            return Err(NetlinkError::plain(Errno::MSGSIZE));
         }
         let count = u32::try_from(batch.len()).map_err(|_too_many| Errno::MSGSIZE)?;
         if self.next.checked_add(count).is_none() {
@@ -320,14 +321,14 @@ impl Socket {
     }
 
     /// Messages that are there; where there are none and more may not come, `give_up`.
-    fn wait(&mut self, give_up: bool) -> Result<Vec<Message>, Error> {
+    fn wait(&mut self, give_up: bool) -> Result<Vec<Message>, NetlinkError> {
         loop {
             match self.receive(RecvFlags::DONTWAIT) {
                 Ok(messages) => return Ok(messages),
                 Err(Errno::AGAIN) if give_up => return Ok(Vec::new()),
                 Err(Errno::AGAIN) => {
                     if !self.readable(PATIENCE)? {
-                        return Err(Error::plain(Errno::TIMEDOUT));
+                        return Err(NetlinkError::plain(Errno::TIMEDOUT));
                     }
                 }
                 Err(e) => return Err(e.into()),
@@ -366,7 +367,7 @@ impl AsFd for Socket {
 }
 
 /// `None` when the message says that all is well (`struct nlmsgerr`).
-fn refusal(message: &Message, at: usize) -> Option<Error> {
+fn refusal(message: &Message, at: usize) -> Option<NetlinkError> {
     let code = message.u32_at(0).cast_signed();
     if code == 0 {
         return None;
@@ -382,7 +383,7 @@ fn refusal(message: &Message, at: usize) -> Option<Error> {
         let behind = message.payload.get(4 + quoted..).unwrap_or_default();
         text = find(Attributes::of(behind), NLMSGERR_ATTR_MSG).map_or(text, text_of);
     }
-    Some(Error {
+    Some(NetlinkError {
         errno: Errno::from_raw_os_error(code.wrapping_neg()),
         text,
         at,

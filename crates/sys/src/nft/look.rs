@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::expression::{DATA_VALUE, Family};
 use super::set::{Element, comment_in};
 use super::transaction::Hook;
-use crate::netlink::{Attributes, Batch, Error, Message, Socket, find};
+use crate::netlink::{Attributes, Batch, Message, NetlinkError, Socket, find};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
@@ -57,7 +57,7 @@ impl BaseChain {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn base_chains(socket: &mut Socket) -> Result<Vec<BaseChain>, Error> {
+pub fn base_chains(socket: &mut Socket) -> Result<Vec<BaseChain>, NetlinkError> {
     let all = socket.dump(GETCHAIN, &[0; FIXED], |_| {})?;
     Ok(all.iter().filter_map(base_chain).collect())
 }
@@ -83,10 +83,10 @@ fn base_chain(message: &Message) -> Option<BaseChain> {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn has_table(socket: &mut Socket, family: Family, table: &str) -> Result<bool, Error> {
+pub fn has_table(socket: &mut Socket, family: Family, table: &str) -> Result<bool, NetlinkError> {
     let mut batch = Batch::new();
     batch.push(GETTABLE, 0, &[family.number(), 0, 0, 0], |w| {
-        w.text(1, table)
+        w.text(1, table);
     });
     match socket.execute(&mut batch) {
         Ok(_table) => Ok(true),
@@ -104,7 +104,7 @@ pub fn elements(
     family: Family,
     table: &str,
     set: &str,
-) -> Result<Vec<Element>, Error> {
+) -> Result<Vec<Element>, NetlinkError> {
     let all = socket.dump(GETELEMENT, &[family.number(), 0, 0, 0], |w| {
         w.text(1, table);
         w.text(2, set);

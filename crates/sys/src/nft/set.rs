@@ -114,16 +114,16 @@ impl Set<'_> {
         }
         w.be32(10, self.id);
         if together {
-            w.nest(9, |w| {
-                w.nest(2, |w| {
-                    for field in self.key {
-                        w.nest(1, |w| {
-                            w.be32(1, u32::try_from(field.length()).unwrap_or(0));
-                        });
-                    }
-                });
-            });
+            w.nest(9, |w| w.nest(2, |w| lengths(w, self.key)));
         }
+    }
+}
+
+/// The lengths of a concatenation's parts, as `NFTA_SET_DESC_CONCAT` has them.
+fn lengths(w: &mut Writer<'_>, fields: &[Field]) {
+    for field in fields {
+        let length = u32::try_from(field.length()).unwrap_or(0);
+        w.nest(1, |w| w.be32(1, length));
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::expression::{Expressions, Family};
 use super::set::{Element, Set, comment};
-use crate::netlink::{Batch, Error, Socket, Writer};
+use crate::netlink::{Batch, NetlinkError, Socket, Writer};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
@@ -67,7 +67,7 @@ pub struct Refused {
     /// What it was about, as `element of map hostports4`.
     pub what: String,
     /// What the kernel said.
-    pub error: Error,
+    pub error: NetlinkError,
 }
 
 impl fmt::Display for Refused {
@@ -161,7 +161,7 @@ impl<'a> Transaction<'a> {
     /// The chain has no rules from here on.
     pub fn flush_chain(&mut self, chain: &str) -> &mut Self {
         self.push(8, 0, format!("rules of chain {chain}"), |w| {
-            w.text(2, chain)
+            w.text(2, chain);
         });
         self
     }

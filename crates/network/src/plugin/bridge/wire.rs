@@ -27,8 +27,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) onlink: bool,
 }
 
-/// Gives the interface its addresses and routes, and brings it and the loopback up. Gives it as it
-/// is then.
+/// Gives the interface its addresses and routes, and brings it up. Gives it as it is then.
 pub(crate) fn set_up(
     netns: &Netns<'_>,
     setup: Setup<'_>,
@@ -52,7 +51,6 @@ pub(crate) fn set_up(
         up: Some(true),
         ..LinkChange::default()
     };
-    change_link(&mut batch, 0, "lo", &up);
     if before.link_local.is_some() || !before.ipv4.is_empty() {
         change_link(&mut batch, 0, setup.ifname, &before);
     }

@@ -94,10 +94,7 @@ impl HostLocal {
         let mut given = Vec::new();
         for (number, set) in ranges.sets.iter().enumerate() {
             let in_set = |a: &IpAddr| set.iter().any(|r| r.contains(*a));
-            let wish = asked
-                .iter()
-                .position(|a| in_set(a))
-                .map(|i| asked.remove(i));
+            let wish = asked.iter().position(&in_set).map(|i| asked.remove(i));
             let has = mine.iter().copied().find(|a| in_set(a));
             let address = match (has, wish) {
                 // A program answers as the specification says: adding twice is an error.
@@ -276,15 +273,11 @@ impl Builtin for HostLocal {
         };
         let ips = self.with_store(call.network, &ranges, |store| {
             let before = store.of(call.container_id, call.ifname);
-            self.allocate(call, &ranges, store).inspect_err(|_refused| {
-                for new in store.of(call.container_id, call.ifname) {
-                    if !before.contains(&new)
-                        && let Err(error) = store.free(new)
-                    {
-                        tracing::warn!(%error, address = %new, "stays reserved until the next DEL");
-                    }
-                }
-            })
+            let given = self.allocate(call, &ranges, store);
+            if given.is_err() {
+                take_back(call, store, &before);
+            }
+            given
         })?;
         Ok(CniResult {
             interfaces: Vec::new(),
@@ -325,25 +318,36 @@ impl Builtin for HostLocal {
         valid: &[Attachment],
     ) -> Result<(), CniError> {
         let ranges = Ranges::of(plugin)?;
-        let keys: Vec<String> = valid
-            .iter()
-            .map(|a| key(&a.container_id, &a.ifname))
-            .collect();
+        let new = valid.iter().map(|a| key(&a.container_id, &a.ifname));
+        // As an old version of the reference plugin wrote them.
+        let old = valid.iter().map(|a| a.container_id.clone());
+        let keys: Vec<String> = new.chain(old).collect();
         self.with_store(network, &ranges, |store| {
             for (address, holder) in store.all() {
-                match &holder {
+                let veth = match holder {
+                    Holder::Released(veth) => veth,
+                    Holder::Container(text) if keys.contains(&text) => continue,
                     Holder::Container(text) => {
-                        let old = valid.iter().any(|a| a.container_id == *text);
-                        if !old && !keys.contains(text) {
-                            let (id, ifname) = text.split_once("\r\n").unwrap_or((text, ""));
-                            self.release(store, &[address], &veth_for(id, ifname))?;
-                        }
+                        let (id, ifname) = text.split_once("\r\n").unwrap_or((&text, ""));
+                        veth_for(id, ifname)
                     }
-                    Holder::Released(veth) => self.release(store, &[address], veth)?,
-                }
+                };
+                self.release(store, &[address], &veth)?;
             }
             Ok(())
         })
+    }
+}
+
+/// Frees what a call has reserved before it failed.
+fn take_back(call: &Invocation<'_>, store: &mut Store<'_>, before: &[IpAddr]) {
+    for new in store.of(call.container_id, call.ifname) {
+        if before.contains(&new) {
+            continue;
+        }
+        if let Err(error) = store.free(new) {
+            tracing::warn!(%error, address = %new, "stays reserved until the next DEL");
+        }
     }
 }
 

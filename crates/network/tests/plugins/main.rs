@@ -1,0 +1,10 @@
+//! The built-in plugins in a network namespace that plays the host, beside the reference plugins
+//! given the same configuration, and with real traffic.
+#![cfg(test)]
+#![expect(clippy::disallowed_types, reason = "tests start programs")]
+
+mod scene; // a host, its pods, calls of plugins
+
+mod bridge; // pods on a bridge
+mod reference; // the same result as the reference plugins
+mod rules; // the tables of rules, and who else changes them

@@ -3,11 +3,14 @@
 //! pods, and packets to ::1 not at all.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UdpSocket as Udp};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -24,36 +27,63 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// The largest datagram.
 const DATAGRAM: usize = 65_535;
 
-/// The tasks of one port; they end with it.
+/// The sockets of one port and the tasks that serve them. The tasks only borrow the sockets while they
+/// look at them: the port is free as soon as this value is dropped, not when the tasks have ended.
 #[derive(Debug, Default)]
-pub(super) struct Forwarder(Vec<JoinHandle<()>>);
+pub(super) struct Forwarder {
+    tcp: Vec<Arc<tokio::net::TcpListener>>,
+    udp: Vec<Arc<Udp>>,
+    tasks: Vec<JoinHandle<()>>,
+}
 
 impl Forwarder {
-    pub(super) fn tcp(&mut self, runtime: &Handle, listener: TcpListener, to: &[SocketAddr]) {
-        let to = to.to_vec();
-        self.0.push(runtime.spawn(async move {
-            if let Err(error) = accept(listener, to).await {
-                tracing::warn!(%error, "a host port is no longer served on loopback");
-            }
-        }));
+    pub(super) fn tcp(
+        &mut self,
+        runtime: &Handle,
+        listener: TcpListener,
+        to: &[SocketAddr],
+    ) -> io::Result<()> {
+        let _inside = runtime.enter();
+        let listener = Arc::new(tokio::net::TcpListener::from_std(listener)?);
+        let task = accept(Arc::downgrade(&listener), to.to_vec());
+        self.tasks.push(runtime.spawn(task));
+        self.tcp.push(listener);
+        Ok(())
     }
 
-    pub(super) fn udp(&mut self, runtime: &Handle, socket: UdpSocket, to: &[SocketAddr]) {
-        let to = to.to_vec();
-        self.0.push(runtime.spawn(async move {
-            if let Err(error) = datagrams(socket, to).await {
-                tracing::warn!(%error, "a host port is no longer served on loopback");
-            }
-        }));
+    pub(super) fn udp(
+        &mut self,
+        runtime: &Handle,
+        socket: UdpSocket,
+        to: &[SocketAddr],
+    ) -> io::Result<()> {
+        let _inside = runtime.enter();
+        let socket = Arc::new(Udp::from_std(socket)?);
+        let task = datagrams(Arc::downgrade(&socket), to.to_vec());
+        self.tasks.push(runtime.spawn(task));
+        self.udp.push(socket);
+        Ok(())
     }
 }
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
-        for task in &self.0 {
+        for task in &self.tasks {
             task.abort();
         }
     }
+}
+
+/// Polls a socket that may be gone.
+async fn with<S, T>(
+    socket: &Weak<S>,
+    mut work: impl FnMut(&S, &mut Context<'_>) -> Poll<io::Result<T>>,
+) -> Option<io::Result<T>> {
+    poll_fn(|cx| match socket.upgrade() {
+        Some(socket) => work(&socket, cx).map(Some),
+        None => Poll::Ready(None),
+    })
+    .await
 }
 
 /// The pod's address of the client's family, or the other one.
@@ -62,24 +92,24 @@ fn target(to: &[SocketAddr], client: SocketAddr) -> Option<SocketAddr> {
     same.or(to.first()).copied()
 }
 
-async fn accept(listener: TcpListener, to: Vec<SocketAddr>) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+async fn accept(listener: Weak<tokio::net::TcpListener>, to: Vec<SocketAddr>) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
-            return Ok(());
+            return;
         };
-        let (client, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
+        let (client, from) = match with(&listener, tokio::net::TcpListener::poll_accept).await {
+            None => return,
+            Some(Ok(accepted)) => accepted,
             // The client has gone, or descriptors are short: the next may do better.
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::debug!(%error, "accept on a host port");
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
         };
         let Some(target) = target(&to, from) else {
-            return Ok(());
+            return;
         };
         tokio::spawn(async move {
             let _room = permit;
@@ -98,14 +128,15 @@ async fn copy(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
 
 type Clients = Arc<Mutex<HashMap<SocketAddr, Arc<Udp>>>>;
 
-async fn datagrams(socket: UdpSocket, to: Vec<SocketAddr>) -> io::Result<()> {
-    let socket = Arc::new(Udp::from_std(socket)?);
+async fn datagrams(socket: Weak<Udp>, to: Vec<SocketAddr>) {
     let clients = Clients::default();
     let mut buffer = vec![0; DATAGRAM];
     loop {
-        // An error is an ICMP message about an earlier datagram.
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
-            continue;
+        let (length, from) = match receive(&socket, &mut buffer).await {
+            None => return,
+            Some(Ok(received)) => received,
+            // An ICMP message about an earlier datagram.
+            Some(Err(_earlier)) => continue,
         };
         let known = lock(&clients).get(&from).cloned();
         let pod = match known {
@@ -113,7 +144,7 @@ async fn datagrams(socket: UdpSocket, to: Vec<SocketAddr>) -> io::Result<()> {
             None if lock(&clients).len() >= MAX_CLIENTS => continue,
             None => {
                 let Some(target) = target(&to, from) else {
-                    return Ok(());
+                    return;
                 };
                 let Ok(pod) = begin(target).await else {
                     continue;
@@ -137,6 +168,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+async fn receive(socket: &Weak<Udp>, buffer: &mut [u8]) -> Option<io::Result<(usize, SocketAddr)>> {
+    with(socket, |socket, cx| {
+        let mut buffer = ReadBuf::new(buffer);
+        let polled = socket.poll_recv_from(cx, &mut buffer);
+        polled.map_ok(|from| (buffer.filled().len(), from))
+    })
+    .await
+}
+
 async fn begin(target: SocketAddr) -> io::Result<Arc<Udp>> {
     let any: IpAddr = if target.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
@@ -149,11 +189,13 @@ async fn begin(target: SocketAddr) -> io::Result<Arc<Udp>> {
 }
 
 /// Sends the pod's answers to its client until it is silent.
-async fn answers(pod: &Udp, socket: &Udp, client: SocketAddr) {
+async fn answers(pod: &Udp, socket: &Weak<Udp>, client: SocketAddr) {
     let mut buffer = vec![0; DATAGRAM];
     while let Ok(Ok(length)) = tokio::time::timeout(SILENCE, pod.recv(&mut buffer)).await {
-        if socket.send_to(&buffer[..length], client).await.is_err() {
-            return;
+        let answer = &buffer[..length];
+        match with(socket, |socket, cx| socket.poll_send_to(cx, answer, client)).await {
+            Some(Ok(_sent)) => {}
+            _gone => return,
         }
     }
 }

@@ -108,15 +108,13 @@ impl Reserved {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        for listener in &self.tcp {
-            if let Ok(listener) = listener.try_clone() {
-                self.forwarder.tcp(&runtime, listener, &self.mapping.to);
-            }
-        }
-        for socket in &self.udp {
-            if let Ok(socket) = socket.try_clone() {
-                self.forwarder.udp(&runtime, socket, &self.mapping.to);
-            }
+        let (forwarder, to) = (&mut self.forwarder, &self.mapping.to);
+        let tcp = self.tcp.drain(..).map(|l| forwarder.tcp(&runtime, l, to));
+        let failed = tcp.filter_map(Result::err).last();
+        let udp = self.udp.drain(..).map(|s| forwarder.udp(&runtime, s, to));
+        if let Some(error) = udp.filter_map(Result::err).last().or(failed) {
+            let port = self.mapping.port;
+            tracing::warn!(%error, port, "a host port is not served on loopback");
         }
     }
 }

@@ -45,13 +45,9 @@ fn listen(pod: &Pod, address: IpAddr) -> TcpListener {
     pod.run(|| TcpListener::bind((address, 0)))
 }
 
-#[test]
-fn pods_of_both_families_reach_each_other_the_host_and_a_neighbour_behind_masquerading() {
-    if !needs_root("pods_of_both_families_reach_each_other") {
-        return;
-    }
-    let host = Host::new();
-    // A machine beside the host, which knows no way to the pods.
+/// A machine beside the host, which knows no way to the pods: 192.0.2.2 and 2001:db8:9::2; the host
+/// is 192.0.2.1 and 2001:db8:9::1.
+pub(crate) fn neighbour(host: &Host) -> Pod {
     let neighbour = host.pod("neighbour");
     host.ip("link add up0 type veth peer name eth0");
     host.ip(&format!("link set eth0 netns {}", pid(&neighbour)));
@@ -70,6 +66,16 @@ fn pods_of_both_families_reach_each_other_the_host_and_a_neighbour_behind_masque
         neighbour.say("/sbin/ip", &args.split(' ').collect::<Vec<_>>());
     }
     host.ip("route add default via 192.0.2.2");
+    neighbour
+}
+
+#[test]
+fn pods_of_both_families_reach_each_other_the_host_and_a_neighbour_behind_masquerading() {
+    if !needs_root("pods_of_both_families_reach_each_other") {
+        return;
+    }
+    let host = Host::new();
+    let neighbour = neighbour(&host);
     let chain = bridge_network("n", "cni0", &["10.88.0.0/24", "fd00:88::/64"]);
     let (a, b) = (host.pod("aaa"), host.pod("bbb"));
     let first = host.add(&a, &chain, &Asks::default()).unwrap();

@@ -78,6 +78,27 @@ fn seen(pod: &Pod) -> Value {
     json!({ "addresses": addresses, "links": links, "routes": routes })
 }
 
+/// What is known of the host's end of a pod's interface: its queues.
+fn queues(host: &Host) -> String {
+    let links = host.ip("-o link");
+    let name = |prefix: &str| {
+        let line = links.lines().find(|l| l.contains(&format!(": {prefix}")));
+        line.map(|l| l.split([':', '@']).nth(1).unwrap().trim().to_owned())
+    };
+    let mut all = String::new();
+    for dev in [name("veth"), name("bwp")].into_iter().flatten() {
+        let text = host.say("/sbin/tc", &["qdisc", "show", "dev", &dev]);
+        all += &text.replace(&dev, "DEV");
+        let text = host.say(
+            "/sbin/tc",
+            &["filter", "show", "dev", &dev, "parent", "ffff:"],
+        );
+        let text = text.split("index").next().unwrap_or_default();
+        all += &text.replace(&name("bwp").unwrap_or_default(), "IFB");
+    }
+    all
+}
+
 /// Runs a chain by exec on one host and in-process on another, and compares.
 fn same(chain: &Value, asks: &Asks, prepare: &dyn Fn(&Host)) {
     let Some(bin) = reference() else {
@@ -96,6 +117,7 @@ fn same(chain: &Value, asks: &Asks, prepare: &dyn Fn(&Host)) {
     let result = serde_json::to_value(&result).unwrap();
     assert_eq!(neutral(result), neutral(expected.clone()), "{chain}");
     assert_eq!(seen(&b), seen(&a), "{chain}");
+    assert_eq!(queues(&ours), queues(&theirs), "{chain}");
     exec_chain(
         &bin,
         &theirs.place,
@@ -158,4 +180,33 @@ fn a_bridge_gives_what_the_reference_plugin_gives() {
                 .contains("LOWER_UP")
         );
     }
+}
+
+#[test]
+fn a_chain_gives_what_the_reference_plugins_give() {
+    if !needs_root("a_chain_gives_what_the_reference_plugins_give") {
+        return;
+    }
+    let mut chain = bridge_network("n", "cni0", &["10.88.0.0/24", "fd00:88::/64"]);
+    let more = json!([
+        { "type": "portmap", "capabilities": { "portMappings": true }, "backend": "nftables" },
+        { "type": "tuning", "mac": "0a:00:00:44:55:66", "mtu": 1300, "allmulti": true, "txQLen": 77,
+          "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "500" } },
+        { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+    ]);
+    chain["plugins"]
+        .as_array_mut()
+        .unwrap()
+        .extend(more.as_array().unwrap().clone());
+    let asks = Asks {
+        runtime: json!({
+            "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+            "bandwidth": { "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 40_000_000_000_u64, "egressBurst": 16_000_000 },
+        })
+        .as_object()
+        .unwrap()
+        .clone(),
+        ..Asks::default()
+    };
+    same(&chain, &asks, &|_| {});
 }

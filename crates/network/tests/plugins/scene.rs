@@ -134,8 +134,27 @@ impl Inside for Pod {
 pub(crate) struct Host {
     pub(crate) place: Arc<Place>,
     pub(crate) plugins: Plugins,
+    runtime: Option<Runtime>,
     pub(crate) directory: tempfile::TempDir,
 }
+
+/// Tasks on a thread in the host's network namespace.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    handle: tokio::runtime::Handle,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ended = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// An attachment: the container, its chain, what it asked for, and what it got.
+pub(crate) type Attached<'a> = (&'a str, &'a Value, &'a Asks, &'a CniResult);
 
 /// What a pod asks for beside its network's configuration.
 #[derive(Debug, Default, Clone)]
@@ -150,6 +169,7 @@ impl Host {
         Self {
             place: Place::own().unwrap(),
             plugins: Plugins::new(&config(directory.path())),
+            runtime: None,
             directory,
         }
     }
@@ -231,42 +251,66 @@ impl Host {
     }
 
     /// Tells the plugins what is attached, as a daemon that begins does.
-    pub(crate) fn restore(&self, attached: &[(&str, &Value, &Asks, &CniResult)]) {
-        let networks: Vec<&str> = attached
-            .iter()
-            .map(|a| a.1["name"].as_str().unwrap())
-            .collect();
-        let none = Map::new();
+    pub(crate) fn restore(&self, attached: &[Attached<'_>]) {
         self.in_net(|| {
             for plugin in self.plugins.iter() {
-                let mut calls = Vec::new();
-                for (i, (id, chain, asks, result)) in attached.iter().enumerate() {
-                    for object in chain["plugins"].as_array().unwrap() {
-                        if object["type"] != plugin.name() {
-                            continue;
-                        }
-                        calls.push(Invocation {
-                            network: networks[i],
-                            version: CniVersion::V1_1_0,
-                            plugin: object.as_object().unwrap_or(&none),
-                            prev_result: Some(*result),
-                            runtime_config: &asks.runtime,
-                            container_id: id,
-                            ifname: "eth0",
-                            netns: None,
-                            args: &asks.args,
-                            delegate: self,
-                        });
-                    }
-                }
-                plugin.restore(&calls).unwrap();
+                let all = attached
+                    .iter()
+                    .flat_map(|one| self.calls_of(one, plugin.name()));
+                plugin.restore(&all.collect::<Vec<_>>()).unwrap();
             }
         });
     }
 
+    fn calls_of<'a>(&'a self, one: &'a Attached<'a>, name: &str) -> Vec<Invocation<'a>> {
+        let (id, chain, asks, result) = *one;
+        let objects = chain["plugins"].as_array().unwrap().iter();
+        let mine = objects.filter(|o| o["type"] == name);
+        mine.map(|object| Invocation {
+            network: chain["name"].as_str().unwrap(),
+            version: CniVersion::V1_1_0,
+            plugin: object.as_object().unwrap(),
+            prev_result: Some(result),
+            runtime_config: &asks.runtime,
+            container_id: id,
+            ifname: "eth0",
+            netns: None,
+            args: &asks.args,
+            delegate: self,
+        })
+        .collect()
+    }
+
     /// Does something on a thread in the host's network namespace.
     pub(crate) fn in_net<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.place.in_net(|| Ok(work())).unwrap()
+        let work = || {
+            let _tasks_go_there = self.runtime.as_ref().map(|r| r.handle.enter());
+            Ok(work())
+        };
+        self.place.in_net(work).unwrap()
+    }
+
+    /// From here on the plugins have a tokio runtime, as in the daemon: what comes to host ports
+    /// over loopback is forwarded.
+    pub(crate) fn with_runtime(mut self) -> Self {
+        let (give, take) = std::sync::mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let place = self.place.clone();
+        let thread = std::thread::spawn(move || {
+            place.enter_net().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            give.send(runtime.handle().clone()).unwrap();
+            let _dropped = runtime.block_on(stopped);
+        });
+        self.runtime = Some(Runtime {
+            handle: take.recv().unwrap(),
+            stop: Some(stop),
+            thread: Some(thread),
+        });
+        self
     }
 
     fn plugin(&self, call: &Invocation<'_>) -> Result<&dyn Builtin, CniError> {

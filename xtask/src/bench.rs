@@ -4,6 +4,7 @@
 mod report;
 mod pod;
 mod pull;
+mod restart;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,10 +33,9 @@ pub(crate) struct Options {
 /// `cargo xtask bench`.
 pub(crate) fn run(mut args: Args) -> Result<(), String> {
     let what = args.word();
-    let rounds: usize = if what.as_deref() == Some("pull") {
-        3
-    } else {
-        20
+    let rounds: usize = match what.as_deref() {
+        Some("pull" | "restart") => 3,
+        _ => 20,
     };
     let options = Options {
         json: args.option("--json")?.map(PathBuf::from),
@@ -49,7 +49,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), String> {
     match what.as_deref() {
         Some("pod") => pod::run(&options),
         Some("pull") => pull::run(&options),
-        _ => Err("bench what? `cargo xtask bench pod` or `cargo xtask bench pull`".into()),
+        Some("restart") => restart::run(&options),
+        _ => Err("bench what? `cargo xtask bench pod`, `pull` or `restart`".into()),
     }
 }
 

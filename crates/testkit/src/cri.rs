@@ -271,6 +271,16 @@ impl Cri {
         Ok(answer.items.into_iter().map(|p| p.id).collect())
     }
 
+    /// Ids of all containers.
+    ///
+    /// # Errors
+    /// The answer's status.
+    pub fn containers(&self) -> Result<Vec<String>, Status> {
+        let request = wharf_api::v1::ListContainersRequest::default();
+        let answer = self.wait(self.runtime().list_containers(request))?;
+        Ok(answer.containers.into_iter().map(|c| c.id).collect())
+    }
+
     /// Stops and removes every pod. A pod that does not go does not keep the others.
     ///
     /// # Errors

@@ -338,7 +338,7 @@ impl Node {
             return Ok(());
         };
         let mut cri = None;
-        wait::until(START_LIMIT, || {
+        wait::closely(START_LIMIT, || {
             if let Some(status) = child.try_wait()? {
                 last = format!("it ended: {status}");
                 return Ok(true);

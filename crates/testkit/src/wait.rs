@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 /// Between the first two looks; then twice as long each time, up to the longest.
 const FIRST_STEP: Duration = Duration::from_millis(2);
 const LONGEST_STEP: Duration = Duration::from_millis(100);
+const CLOSE_STEP: Duration = Duration::from_millis(8);
 
 /// Asks `done` again and again until it says yes; `false` when `limit` is over.
 ///
@@ -14,6 +15,22 @@ const LONGEST_STEP: Duration = Duration::from_millis(100);
 /// # Errors
 /// What `done` says.
 pub fn until(limit: Duration, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    stepping(limit, LONGEST_STEP, &mut done)
+}
+
+/// The same with a short step, for what is measured or waited for often.
+///
+/// # Errors
+/// What `done` says.
+pub fn closely(limit: Duration, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    stepping(limit, CLOSE_STEP, &mut done)
+}
+
+fn stepping(
+    limit: Duration,
+    longest: Duration,
+    done: &mut dyn FnMut() -> io::Result<bool>,
+) -> io::Result<bool> {
     let end = Instant::now() + limit;
     let mut step = FIRST_STEP;
     loop {
@@ -24,6 +41,6 @@ pub fn until(limit: Duration, mut done: impl FnMut() -> io::Result<bool>) -> io:
             return Ok(false);
         }
         std::thread::park_timeout(step);
-        step = (step * 2).min(LONGEST_STEP);
+        step = (step * 2).min(longest);
     }
 }

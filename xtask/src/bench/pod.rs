@@ -15,10 +15,10 @@ use crate::cargo::text;
 const WARM_UP: usize = 3;
 
 /// A daemon with one of its handlers.
-struct Contestant<'a> {
-    name: String,
-    node: &'a Node,
-    handler: &'static str,
+pub(super) struct Contestant<'a> {
+    pub(super) name: String,
+    pub(super) node: &'a Node,
+    pub(super) handler: &'static str,
 }
 
 /// `cargo xtask bench pod`.
@@ -124,7 +124,8 @@ fn one_pod(c: &Contestant<'_>, label: &str) -> Result<[f64; 3], String> {
     ])
 }
 
-fn start_pod(c: &Contestant<'_>, label: &str) -> Result<(String, String), String> {
+/// Starts a pod with a container that sleeps; gives their ids.
+pub(super) fn start_pod(c: &Contestant<'_>, label: &str) -> Result<(String, String), String> {
     let cri = c.node.cri();
     let name = format!("{label}-{}", c.handler);
     let logs = c.node.logs().join(&name);

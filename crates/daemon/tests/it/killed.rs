@@ -111,7 +111,7 @@ impl Witness {
             "it is the same process"
         );
         let before = self.last;
-        let goes_on = wait::until(SOON, || {
+        let goes_on = wait::closely(SOON, || {
             self.read_on();
             Ok(self.last > before)
         });
@@ -146,7 +146,7 @@ impl Seven {
     fn go(&self) {
         fs::write(&self.gate, "").unwrap();
         let proc = PathBuf::from(format!("/proc/{}", self.pid));
-        assert!(wait::until(SOON, || Ok(!proc.exists())).unwrap());
+        assert!(wait::closely(SOON, || Ok(!proc.exists())).unwrap());
     }
 
     fn check(self, scene: &Scene) {
@@ -161,7 +161,7 @@ impl Seven {
 /// Asks as kubelet does: again while the daemon says that it cannot yet.
 fn until_done(scene: &Scene, operation: &mut dyn Operation) {
     let mut last = None;
-    let done = wait::until(SOON, || match operation.request(scene) {
+    let done = wait::closely(SOON, || match operation.request(scene) {
         Ok(()) => Ok(true),
         Err(status) => {
             last = Some(status);
@@ -264,7 +264,7 @@ fn cut_at_every_step(test: &str, operation: &mut dyn Operation) {
     }
     tolerated.retain(|point| !operation.tolerates().iter().any(|t| point.starts_with(t)));
     assert_eq!(tolerated, BTreeSet::new(), "an error that nobody is told");
-    let same = wait::until(SOON, || Ok(descriptors(&scene) == before));
+    let same = wait::closely(SOON, || Ok(descriptors(&scene) == before));
     assert!(same.unwrap(), "{before:?} became {:?}", descriptors(&scene));
     println!("{} lines without a gap", witness.last);
     witness.end(&scene);

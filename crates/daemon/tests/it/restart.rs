@@ -1,6 +1,7 @@
 //! The daemon goes, is killed, and comes back: containers do not notice.
 
 use std::fs;
+use std::path::Path;
 
 use tonic::Code;
 use wharf_api::v1::{ContainerState, LinuxContainerResources, PodSandboxState};
@@ -206,11 +207,12 @@ fn a_pod_that_lost_its_shim_while_the_daemon_was_away_is_not_ready_and_removable
 }
 
 #[test]
-fn a_daemon_that_is_killed_in_the_middle_of_work_leaves_nothing_of_it() {
-    let Some(mut scene) = Scene::begin("a_daemon_that_is_killed_in_the_middle") else {
+fn a_daemon_that_is_ended_in_the_middle_of_work_leaves_nothing_of_it() {
+    let Some(mut scene) = Scene::begin("a_daemon_that_is_ended_in_the_middle") else {
         return;
     };
-    for turn in 0..6 {
+    for turn in 0..12 {
+        let how = if turn % 2 == 0 { How::Kill } else { How::Term };
         let cri = wharf_testkit::cri::Cri::connect(&scene.node.socket()).unwrap();
         let config = scene.pod_config(&format!("cut-{turn}"), |_| {});
         let (first, container) = (config.clone(), idle("c"));
@@ -219,19 +221,86 @@ fn a_daemon_that_is_killed_in_the_middle_of_work_leaves_nothing_of_it() {
             let container = cri.create(&pod, &container, &first).ok()?;
             cri.start(&container).ok()
         });
-        let limit = std::time::Duration::from_micros(1 << (2 * turn + 4));
+        let limit = std::time::Duration::from_micros(1 << (turn + 4));
         wait::until(limit, || Ok(false)).unwrap();
-        stop(&mut scene, How::Kill);
+        stop(&mut scene, how);
         let _cut_or_done = work.join().unwrap();
         scene.node.run().unwrap();
         let again = scene.cri().run_pod(&config, "");
         match again {
             Ok(pod) => assert_eq!(scene.cri().pods().unwrap(), [pod]),
-            Err(status) => panic!("turn {turn}: {status:?}"),
+            Err(status) => panic!("turn {turn}, {how:?}: {status:?}"),
         }
         scene.cri().remove_all_pods().unwrap();
         scene.leaves_nothing();
     }
+}
+
+/// What an upgrade does: other programs in another place, a new daemon, a new zygote; old shims go on.
+#[test]
+fn containers_in_old_shims_are_served_when_the_programs_were_replaced() {
+    let dirs = [
+        wharf_testkit::temporary().unwrap(),
+        wharf_testkit::temporary().unwrap(),
+    ];
+    for dir in &dirs {
+        for name in ["wharf", "wharf-shim"] {
+            let program = wharf_testkit::cache::program_under_test(name);
+            if !program.exists() {
+                return println!("skipped: run `cargo build --workspace` first");
+            }
+            fs::copy(program, dir.path().join(name)).unwrap();
+        }
+    }
+    let [old, new] = dirs;
+    let name = "containers_in_old_shims";
+    let Some(mut scene) = Scene::built(name, |n| n.programs(old.path())) else {
+        return;
+    };
+    scene.registry.add("it/busybox", "1", &busybox());
+    scene.cri().pull(BUSYBOX).unwrap();
+    let pod = scene.pod("old");
+    let container = pod.run(&idle("stays"));
+    let (id, config) = (pod.id.clone(), pod.config.clone());
+    let before = shims_of(&scene);
+    stop(&mut scene, How::Term);
+    let settings = scene.node.dir().join("config.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let (from, to) = (old.path().display(), new.path().display());
+    let text = text.replace(&from.to_string(), &to.to_string());
+    fs::write(settings, text).unwrap();
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let former = inode(&old.path().join("wharf-shim"));
+    // The programs that run have no names any more.
+    fs::remove_file(old.path().join("wharf-shim")).unwrap();
+    for process in before.iter().filter(|p| p.name == "wharf-zygote") {
+        debian::run(std::process::Command::new("kill").args(["-KILL", &process.pid.to_string()]))
+            .unwrap();
+    }
+    scene.node.run().unwrap();
+    let said = scene.cri().exec(&container, &["echo", "on"], 10).unwrap();
+    assert_eq!(said.stdout, b"on\n");
+    let second = scene.cri().create(&id, &idle("second"), &config).unwrap();
+    scene.cri().start(&second).unwrap();
+    for container in [&container, &second] {
+        // Asked to end before its trap is set it has to be killed.
+        scene.cri().stop(container, 1).unwrap();
+    }
+    let fresh = scene.pod("new");
+    assert_eq!(fresh.script("c", "echo new"), "new\n");
+    let program = |pod: &str| {
+        let shims = shims_of(&scene);
+        let shim = shims.iter().find(|p| p.command.contains(pod)).unwrap();
+        // Its path cannot be seen from here.
+        inode(Path::new(&format!("/proc/{}/exe", shim.pid)))
+    };
+    assert_eq!(program(&fresh.id), inode(&new.path().join("wharf-shim")));
+    assert_eq!(program(&id), former);
+    fresh.end();
+    scene.cri().stop_pod(&id).unwrap();
+    scene.cri().remove_pod(&id).unwrap();
+    let trace = |p: &machine::Process| p.name == "wharf-shim";
+    assert!(wait::until(SOON, || Ok(!shims_of(&scene).iter().any(trace))).unwrap());
 }
 
 #[test]

@@ -270,6 +270,16 @@ fn cut_at_every_step(test: &str, operation: &mut dyn Operation) {
     witness.end(&scene);
 }
 
+/// A record that was being written, beside those that count.
+fn has_drafts(scene: &Scene) -> bool {
+    let pods = fs::read_dir(scene.node.root().join("pods")).unwrap();
+    let mut files = pods
+        .flatten()
+        .filter_map(|pod| fs::read_dir(pod.path()).ok())
+        .flatten();
+    files.any(|file| file.is_ok_and(|f| f.file_name().to_string_lossy().ends_with(".new")))
+}
+
 /// `false`: the point was not passed.
 fn kill_at(
     scene: &mut Scene,
@@ -295,6 +305,7 @@ fn kill_at(
         );
         faults.forget().unwrap();
         scene.node.run().unwrap();
+        assert!(wait::closely(SOON, || Ok(!has_drafts(scene))).unwrap());
         operation.meanwhile(scene);
         until_done(scene, operation);
     } else {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
+use wharf_engine::NetworkState;
 use wharf_engine::spec::{ContainerSpec, NamespaceMode, PodSpec};
 use wharf_engine::view::{ContainerView, PodState, PodView};
 
@@ -19,6 +20,27 @@ const RUNTIME_TYPE: &str = "io.wharf.shim";
 /// A verbose answer's map.
 pub(crate) fn map(key: &str, value: &Value) -> HashMap<String, String> {
     HashMap::from([(key.to_owned(), value.to_string())])
+}
+
+/// Of the pods' network: which one, and what is wrong with configurations. `lastCNILoadStatus` is where
+/// containerd's users look.
+pub(crate) fn network(state: &NetworkState) -> HashMap<String, String> {
+    let plugins = state.plugins.iter();
+    let value = json!({
+        "name": state.network,
+        "file": state.file,
+        "plugins": plugins.map(|(name, by)| json!({"type": name, "by": by})).collect::<Value>(),
+        "problems": state.problems,
+    });
+    let said = match (&state.ready, state.problems.first()) {
+        (Err(why), _) => why.clone(),
+        (Ok(()), Some(problem)) => problem.clone(),
+        (Ok(()), None) => "OK".to_owned(),
+    };
+    HashMap::from([
+        ("network".to_owned(), value.to_string()),
+        ("lastCNILoadStatus".to_owned(), said),
+    ])
 }
 
 /// Of a container.

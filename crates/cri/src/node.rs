@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 use wharf_api::v1;
+use wharf_engine::NetworkState;
 
 /// The API's version, also in the services' names.
 const API_VERSION: &str = "v1";
@@ -17,8 +18,6 @@ const NAME: &str = "wharf";
 pub struct NodeFacts {
     /// Version of the daemon.
     pub version: &'static str,
-    /// Whether pods can get a network; `Err` says why not and what to do.
-    pub network: Result<(), String>,
     /// The configuration for `Status` with `verbose`; `stateDir` is what critest looks for.
     pub config: Value,
 }
@@ -33,16 +32,19 @@ impl NodeFacts {
         }
     }
 
-    pub(crate) fn status(&self, verbose: bool) -> v1::StatusResponse {
-        let (ready, reason, message) = match &self.network {
-            Ok(()) => (true, "", String::new()),
-            Err(why) => (false, "NetworkPluginNotReady", why.clone()),
+    /// `state` is that of the pods' network, if they get one.
+    pub(crate) fn status(&self, state: Option<&NetworkState>, verbose: bool) -> v1::StatusResponse {
+        let (ready, reason, message) = match state.map(|s| &s.ready) {
+            None | Some(Ok(())) => (true, "", String::new()),
+            Some(Err(why)) => (false, "NetworkPluginNotReady", why.clone()),
         };
         let network = condition("NetworkReady", ready, reason, message);
         // A door that answers has an engine that recovered.
         let runtime = condition("RuntimeReady", true, "", String::new());
         let info = if verbose {
-            crate::info::map("config", &self.config)
+            let mut info = crate::info::map("config", &self.config);
+            info.extend(state.map(crate::info::network).unwrap_or_default());
+            info
         } else {
             HashMap::new()
         };

@@ -95,8 +95,9 @@ impl RuntimeService for RuntimeDoor {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        self.engine()?;
-        Ok(Response::new(self.node.status(request.get_ref().verbose)))
+        let network = self.engine()?.network();
+        let verbose = request.get_ref().verbose;
+        Ok(Response::new(self.node.status(network.as_ref(), verbose)))
     }
 
     async fn runtime_config(
@@ -106,11 +107,16 @@ impl RuntimeService for RuntimeDoor {
         Ok(Response::new(node::runtime_config()))
     }
 
-    /// A pod CIDR is a hint, and nothing of ours uses it.
+    /// A pod CIDR is what our own default network uses, and nothing else.
     async fn update_runtime_config(
         &self,
-        _: Request<v1::UpdateRuntimeConfigRequest>,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        let config = request.into_inner().runtime_config.unwrap_or_default();
+        if let Some(network) = config.network_config {
+            let set = self.engine()?.set_pod_cidr(&network.pod_cidr);
+            set.map_err(failed)?;
+        }
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 

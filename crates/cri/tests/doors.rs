@@ -39,7 +39,6 @@ async fn node() -> Node {
     let images = Images::new(store.clone(), client, ImagesConfig::default());
     let runtime = RuntimeDoor::new(NodeFacts {
         version: "1.2.3",
-        network: Err("no network".to_owned()),
         config: serde_json::json!({"stateDir": "/run/wharf"}),
     });
     let path = dir.path().join("sock");

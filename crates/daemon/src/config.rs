@@ -53,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) cgroup: Cgroup,
     pub(crate) cri: Cri,
+    pub(crate) cni: Cni,
     pub(crate) registry: Registry,
     pub(crate) shim: Shim,
     pub(crate) log: Log,
@@ -81,13 +82,31 @@ pub(crate) enum Driver {
 pub(crate) struct Cri {
     pub(crate) socket: PathBuf,
     pub(crate) network: Network,
+    /// Without a configuration in `cni.config_dir`, pods get a network of our own.
+    pub(crate) default_network: bool,
+}
+
+/// `[cni]`
+#[derive(Debug, Clone, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cni {
+    /// Where network add-ons put their configurations.
+    pub(crate) config_dir: PathBuf,
+    /// Where their programs are.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// Where the pods' network namespaces are bound for other programs.
+    pub(crate) netns_dir: PathBuf,
+    /// Plugins that are built in run in-process; else all are programs.
+    pub(crate) builtin: bool,
+    /// How long a network that was ready stays so when its configuration goes or its plugins say no.
+    pub(crate) grace_seconds: u64,
 }
 
 /// Where pods get their network from.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Network {
-    /// CNI plugins; not there yet, so the network is never ready.
+    /// CNI plugins.
     Cni,
     /// Loopback only.
     None,
@@ -145,6 +164,7 @@ impl Default for Config {
             state: "/run/wharf".into(),
             cgroup: Cgroup::default(),
             cri: Cri::default(),
+            cni: Cni::default(),
             registry: Registry::default(),
             shim: Shim::default(),
             log: Log::default(),
@@ -166,6 +186,19 @@ impl Default for Cri {
         Self {
             socket: "/run/wharf/wharf.sock".into(),
             network: Network::Cni,
+            default_network: false,
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            config_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            netns_dir: "/run/netns".into(),
+            builtin: true,
+            grace_seconds: 30,
         }
     }
 }
@@ -226,8 +259,13 @@ impl Config {
             ("state", &self.state, STATE_PATH_MAX),
             ("cri.socket", &self.cri.socket, SOCKET_PATH_MAX),
             ("registry.certs_d", &self.registry.certs_d, usize::MAX),
+            ("cni.config_dir", &self.cni.config_dir, usize::MAX),
+            ("cni.netns_dir", &self.cni.netns_dir, usize::MAX),
         ] {
             absolute(key, path, max)?;
+        }
+        for dir in &self.cni.bin_dirs {
+            absolute("cni.bin_dirs", dir, usize::MAX)?;
         }
         if let Some(shim) = &self.shim.path {
             absolute("shim.path", shim, usize::MAX)?;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use wharf_cri::{ImageDoor, NodeFacts, RuntimeDoor, ServeError};
 use wharf_engine::Engine;
-use wharf_engine::config::{EngineConfig, NetworkMode};
+use wharf_engine::config::{CniConfig, EngineConfig, NetworkMode};
 use wharf_image::{Images, ImagesConfig};
 use wharf_registry::{Client, ClientConfig};
 use wharf_store::{Durability, Store};
@@ -149,7 +149,18 @@ async fn open(
             Network::None => NetworkMode::None,
             Network::Cni => NetworkMode::Cni,
         },
-        netns_dir: None,
+        cni: CniConfig {
+            config_dir: config.cni.config_dir.clone(),
+            bin_dirs: config.cni.bin_dirs.clone(),
+            builtin: config.cni.builtin,
+            default_network: config.cri.default_network,
+            grace: Duration::from_secs(config.cni.grace_seconds),
+            helper: PathBuf::from("/proc/self/exe"),
+        },
+        netns_dir: match config.cri.network {
+            Network::None => None,
+            Network::Cni => Some(config.cni.netns_dir.clone()),
+        },
     };
     let engine = match Engine::open(engine, images, store).await {
         Ok(engine) => engine,
@@ -171,14 +182,6 @@ fn finished(ended: Result<Result<(), ServeError>, JoinError>) -> Result<(), Daem
 fn facts(config: &Config) -> NodeFacts {
     NodeFacts {
         version: env!("CARGO_PKG_VERSION"),
-        network: match config.cri.network {
-            Network::None => Ok(()),
-            Network::Cni => Err(
-                "pod networks by CNI are not supported yet: set cri.network = \"none\" for pods \
-                 with loopback only, or use the host's network"
-                    .to_owned(),
-            ),
-        },
         config: serde_json::json!({
             "rootDir": config.root,
             "stateDir": config.state,

@@ -5,6 +5,7 @@ mod config; // the configuration file
 mod log; // stderr
 mod args; // the command line
 mod lock; // one daemon a directory
+mod called_as; // another program's name
 mod checks; // what the machine must offer
 mod daemon; // wiring, in order, and back
 
@@ -24,6 +25,9 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if let Some(code) = called_as::another() {
+        return code;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(refused) => return explain(&refused),

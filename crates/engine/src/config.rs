@@ -1,6 +1,7 @@
 //! What the engine is told once, at its start.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Directories, programs and choices.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct EngineConfig {
     pub shim_open_files: Option<u64>,
     /// What pods with a network namespace of their own get in it.
     pub network: NetworkMode,
+    /// How CNI is used.
+    pub cni: CniConfig,
     /// Where network namespaces are bound for other tools (`/run/netns`); `None` binds them nowhere.
     pub netns_dir: Option<PathBuf>,
 }
@@ -29,6 +32,23 @@ pub struct EngineConfig {
 pub enum NetworkMode {
     /// Loopback, and nothing else.
     None,
-    /// What CNI plugins make; not there yet, so that only pods on the host's network can run.
+    /// What CNI plugins make.
     Cni,
+}
+
+/// How CNI is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniConfig {
+    /// Directory of configurations: `/etc/cni/net.d`.
+    pub config_dir: PathBuf,
+    /// Directories of executables: `/opt/cni/bin`.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Plugins that are built in run in-process.
+    pub builtin: bool,
+    /// Without a configuration, pods get our own default network.
+    pub default_network: bool,
+    /// How long a network that was ready stays so when its configuration goes or its plugins say no.
+    pub grace: Duration,
+    /// Our binary, which enters namespaces for a daemon that never does.
+    pub helper: PathBuf,
 }

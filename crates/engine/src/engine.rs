@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use wharf_network::{NetworkState, Networks};
 use wharf_types::{ContainerId, PodId};
 
 use crate::board::{Board, Stage};
@@ -19,12 +20,48 @@ use crate::view::{ContainerView, PodView};
 pub struct Engine {
     pods: Pods,
     board: Arc<Board>,
+    /// `None` where pods get loopback only.
+    networks: Option<Networks>,
 }
 
 impl Engine {
     /// Over pods that are already driven; see [`Engine::open`].
     pub(crate) fn new(pods: Pods, board: Arc<Board>) -> Self {
-        Self { pods, board }
+        Self {
+            pods,
+            board,
+            networks: None,
+        }
+    }
+
+    /// With networks for pods.
+    pub(crate) fn with_networks(self, networks: Networks) -> Self {
+        Self {
+            networks: Some(networks),
+            ..self
+        }
+    }
+
+    /// The pods' network and whether it is ready; `None` where pods get loopback only. Never waits.
+    pub fn network(&self) -> Option<NetworkState> {
+        self.networks.as_ref().map(Networks::state)
+    }
+
+    /// The addresses that pods of this node shall have, separated by commas; empty is fine.
+    ///
+    /// # Errors
+    ///
+    /// Not addresses with a prefix.
+    pub fn set_pod_cidr(&self, cidr: &str) -> Result<(), RequestError> {
+        let Some(networks) = &self.networks else {
+            return Ok(());
+        };
+        networks
+            .set_pod_cidr(cidr)
+            .map_err(|e| RequestError::Invalid {
+                field: "runtime_config.network_config.pod_cidr",
+                reason: e.to_string(),
+            })
     }
 
     /// Starts a pod. The same key with the same configuration joins the start under way, or gets the

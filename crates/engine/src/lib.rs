@@ -36,6 +36,7 @@ mod restart; // what callers see after a restart of the daemon
 #[cfg(test)]
 mod sim; // what callers see whatever happens
 
-pub use config::{EngineConfig, NetworkMode};
+pub use config::{CniConfig, EngineConfig, NetworkMode};
 pub use engine::Engine;
 pub use error::{OpenError, RequestError};
+pub use wharf_network::NetworkState;

@@ -7,7 +7,7 @@ use wharf_image::Images;
 use wharf_store::Store;
 
 use crate::board::Board;
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, NetworkMode};
 use crate::engine::Engine;
 use crate::error::OpenError;
 use crate::machine::Machine;
@@ -28,6 +28,7 @@ impl Engine {
         images: Images,
         store: Store,
     ) -> Result<Self, OpenError> {
+        let mode = config.network;
         let opened = tokio::task::spawn_blocking(move || {
             let machine = Machine::open(config, images, store)?;
             let found = found(&machine)?;
@@ -37,6 +38,7 @@ impl Engine {
             what: "opening the engine".to_owned(),
             source: Box::new(e),
         })??;
+        let known = found.iter().map(|pod| pod.record.id.to_string()).collect();
         let board = Arc::new(Board::default());
         let pods = Pods::new(Arc::new(machine.clone()), board.clone());
         pods.recover(found).await;
@@ -44,7 +46,17 @@ impl Engine {
         if let Err(failure) = machine.warm().await {
             tracing::warn!(error = %failure, "the zygote could not be started ahead");
         }
-        Ok(Self::new(pods, board))
+        let networks = machine.networks().clone();
+        let engine = match mode {
+            NetworkMode::Cni => {
+                tokio::spawn(networks.clone().watch());
+                Self::new(pods, board).with_networks(networks.clone())
+            }
+            NetworkMode::None => Self::new(pods, board),
+        };
+        // Nobody waits for what an earlier daemon left.
+        tokio::spawn(async move { networks.collect(&known).await });
+        Ok(engine)
     }
 }
 

@@ -63,6 +63,32 @@ pub struct Runner {
     pub bin_dirs: Vec<PathBuf>,
     /// Soft limit of open files of executables; ours when absent.
     pub open_files: Option<u64>,
+    /// How long executables may take.
+    pub deadlines: Deadlines,
+}
+
+/// How long one executable may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// For ADD.
+    pub add: Duration,
+    /// For DEL.
+    pub del: Duration,
+    /// For CHECK and GC.
+    pub check: Duration,
+    /// For STATUS and VERSION.
+    pub status: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            add: ADD_DEADLINE,
+            del: DEL_DEADLINE,
+            check: CHECK_DEADLINE,
+            status: STATUS_DEADLINE,
+        }
+    }
 }
 
 /// A plugin that is nowhere is told from one that failed.
@@ -203,7 +229,7 @@ impl Runner {
             return Ok(());
         }
         let conf = request(network, &plugin.object, None, &Map::new());
-        let verb = Verb::of_network("STATUS", STATUS_DEADLINE);
+        let verb = Verb::of_network("STATUS", self.deadlines.status);
         self.exec(&plugin.kind, &verb, &conf)?;
         Ok(())
     }
@@ -226,7 +252,7 @@ impl Runner {
                 None => {
                     let mut conf = request(network, &plugin.object, None, &Map::new());
                     name_valid(&mut conf, valid);
-                    let verb = Verb::of_network("GC", CHECK_DEADLINE);
+                    let verb = Verb::of_network("GC", self.deadlines.check);
                     self.exec(&plugin.kind, &verb, &conf)
                         .map(drop)
                         .map_err(CniError::from)
@@ -258,7 +284,11 @@ impl Runner {
     /// What an executable says to VERSION.
     fn versions(&self, name: &str, version: CniVersion) -> Result<Vec<String>, CniError> {
         let conf = Map::from_iter([("cniVersion".to_owned(), version.as_str().into())]);
-        let said = self.exec(name, &Verb::of_network("VERSION", STATUS_DEADLINE), &conf)?;
+        let said = self.exec(
+            name,
+            &Verb::of_network("VERSION", self.deadlines.status),
+            &conf,
+        )?;
         let value: Value =
             serde_json::from_slice(&said).map_err(|e| undecodable(name, &e, &said))?;
         let list = value.get("supportedVersions").and_then(Value::as_array);
@@ -312,7 +342,7 @@ impl Runner {
 
     fn exec_add(&self, name: &str, call: &Invocation<'_>) -> Result<CniResult, CniError> {
         let conf = call_request(call, call.prev_result);
-        let said = self.exec(name, &Verb::of_call("ADD", ADD_DEADLINE, call), &conf)?;
+        let said = self.exec(name, &Verb::of_call("ADD", self.deadlines.add, call), &conf)?;
         let value = serde_json::from_slice(&said).map_err(|e| undecodable(name, &e, &said))?;
         convert::read(call.version, value)
     }
@@ -323,13 +353,17 @@ impl Runner {
             .prev_result
             .filter(|_| call.version >= CniVersion::V0_4_0);
         let conf = call_request(call, prev);
-        let verb = Verb::of_call("DEL", DEL_DEADLINE, call);
+        let verb = Verb::of_call("DEL", self.deadlines.del, call);
         self.exec(name, &verb, &conf).map(drop)
     }
 
     fn exec_check(&self, name: &str, call: &Invocation<'_>) -> Result<(), CniError> {
         let conf = call_request(call, call.prev_result);
-        self.exec(name, &Verb::of_call("CHECK", CHECK_DEADLINE, call), &conf)?;
+        self.exec(
+            name,
+            &Verb::of_call("CHECK", self.deadlines.check, call),
+            &conf,
+        )?;
         Ok(())
     }
 
@@ -570,9 +604,334 @@ impl Delegate for Runner {
             None => {
                 let mut conf = prepared(network, CniVersion::V1_1_0, plugin, None, &Map::new());
                 name_valid(&mut conf, valid);
-                self.exec(name, &Verb::of_network("GC", CHECK_DEADLINE), &conf)?;
+                self.exec(name, &Verb::of_network("GC", self.deadlines.check), &conf)?;
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use serde_json::json;
+
+    /// Fake plugins, and what they were told.
+    struct Rig {
+        dir: tempfile::TempDir,
+        runner: Runner,
+    }
+
+    /// Writes down how it was called and what it read.
+    const NOTE: &str = "cat > $NOTES/$CNI_COMMAND.$NAME.in
+echo \"$CNI_COMMAND $NAME $CNI_CONTAINERID $CNI_IFNAME [$CNI_NETNS] $CNI_ARGS $CNI_PATH\" >> $NOTES/calls
+";
+
+    impl Rig {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let runner = Runner {
+                plugins: Plugins::default(),
+                bin_dirs: vec![dir.path().join("missing"), dir.path().to_owned()],
+                open_files: Some(1024),
+                deadlines: Deadlines::default(),
+            };
+            Self { dir, runner }
+        }
+
+        fn plugin(&self, name: &str, script: &str) {
+            let path = self.dir.path().join(name);
+            let notes = self.dir.path().display();
+            let text = format!("#!/bin/sh\nNAME={name}\nNOTES={notes}\n{script}\n");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+
+        fn calls(&self) -> Vec<String> {
+            let calls = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
+            calls.lines().map(str::to_owned).collect()
+        }
+
+        fn read(&self, command: &str, name: &str) -> Value {
+            let path = self.dir.path().join(format!("{command}.{name}.in"));
+            serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+        }
+
+        fn add(&self, network: &Network) -> Result<CniResult, ChainError> {
+            self.runner.add(network, &pod(), &mut |_, _| Ok(()))
+        }
+    }
+
+    fn network(version: &str, kinds: &[&str]) -> Network {
+        let plugins: Vec<Value> = kinds
+            .iter()
+            .map(|kind| {
+                json!({"type": kind, "mine": kind, "capabilities": {"dns": true},
+                               "cni.dev/x": 1})
+            })
+            .collect();
+        let text = json!({"cniVersion": version, "name": "net", "plugins": plugins}).to_string();
+        let file = Path::new("/d/net.conflist");
+        crate::config::parse(file, text.as_bytes(), |_| Ok(Vec::new())).unwrap()
+    }
+
+    fn pod() -> Subject<'static> {
+        use std::sync::LazyLock;
+        static ARGS: LazyLock<Vec<(String, String)>> = LazyLock::new(|| {
+            vec![
+                ("A".to_owned(), "1".to_owned()),
+                ("B".to_owned(), "2".to_owned()),
+            ]
+        });
+        static KNOWN: LazyLock<Map<String, Value>> = LazyLock::new(|| {
+            let known = json!({"dns": {"servers": ["10.0.0.1"]}, "bandwidth": {}});
+            known.as_object().unwrap().clone()
+        });
+        Subject {
+            container_id: "pod1",
+            ifname: "eth0",
+            netns: None,
+            args: &ARGS,
+            capabilities: &KNOWN,
+        }
+    }
+
+    /// Gives the address with this last octet.
+    fn gives(octet: u8) -> String {
+        format!(
+            "{NOTE}[ $CNI_COMMAND != ADD ] || echo '{{\"cniVersion\":\"0.3.1\",\"ips\":[{{\"version\":\"4\",\
+             \"address\":\"10.0.0.{octet}/24\"}}]}}'"
+        )
+    }
+
+    #[test]
+    fn a_chain_is_added_in_order_and_taken_down_in_reverse_with_the_final_result() {
+        let rig = Rig::new();
+        rig.plugin("one", &gives(1));
+        rig.plugin("two", &gives(2));
+        let network = network("0.4.0", &["one", "two"]);
+        let result = rig.add(&network).unwrap();
+        assert_eq!(result.ips[0].address.to_string(), "10.0.0.2/24");
+        rig.runner.check(&network, &pod(), &result).unwrap();
+        rig.runner
+            .del(&network, &pod(), Some(&result), false)
+            .unwrap();
+        let verbs: Vec<_> = rig.calls().iter().map(|c| c[..7].to_owned()).collect();
+        assert_eq!(
+            verbs,
+            [
+                "ADD one", "ADD two", "CHECK o", "CHECK t", "DEL two", "DEL one"
+            ]
+        );
+        let dirs = format!("{0}/missing:{0}", rig.dir.path().display());
+        assert_eq!(
+            rig.calls()[0],
+            format!("ADD one pod1 eth0 [] A=1;B=2 {dirs}")
+        );
+        assert_eq!(
+            rig.read("ADD", "one"),
+            json!({
+                "cniVersion": "0.4.0", "name": "net", "type": "one", "mine": "one",
+                "runtimeConfig": {"dns": {"servers": ["10.0.0.1"]}},
+            })
+        );
+        let prev = |command: &str, name: &str| rig.read(command, name)["prevResult"].clone();
+        assert_eq!(prev("ADD", "two")["ips"][0]["address"], "10.0.0.1/24");
+        assert_eq!(prev("ADD", "two")["cniVersion"], "0.4.0");
+        for (command, name) in [("DEL", "one"), ("DEL", "two"), ("CHECK", "one")] {
+            assert_eq!(
+                prev(command, name)["ips"][0]["address"],
+                "10.0.0.2/24",
+                "{command} {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn older_versions_are_not_asked_what_they_do_not_know() {
+        let rig = Rig::new();
+        rig.plugin("one", &gives(1));
+        let old = network("0.3.1", &["one"]);
+        let result = rig.add(&old).unwrap();
+        rig.runner.check(&old, &pod(), &result).unwrap();
+        rig.runner.status(&old).unwrap();
+        rig.runner.gc(&old, &[]).unwrap();
+        rig.runner.del(&old, &pod(), Some(&result), false).unwrap();
+        assert_eq!(rig.calls().len(), 2, "{:?}", rig.calls());
+        assert_eq!(rig.read("DEL", "one")["prevResult"], Value::Null);
+    }
+
+    #[test]
+    fn garbage_is_collected_with_the_valid_attachments_and_not_where_it_is_switched_off() {
+        let rig = Rig::new();
+        rig.plugin("one", &gives(1));
+        let mut network = network("1.1.0", &["one"]);
+        let valid = [Attachment {
+            container_id: "a".to_owned(),
+            ifname: "eth0".to_owned(),
+        }];
+        rig.runner.status(&network).unwrap();
+        rig.runner.gc(&network, &valid).unwrap();
+        let list = json!([{"containerID": "a", "ifname": "eth0"}]);
+        assert_eq!(rig.read("GC", "one")["cni.dev/valid-attachments"], list);
+        network.disable_gc = true;
+        rig.runner.gc(&network, &valid).unwrap();
+        assert_eq!(rig.calls().len(), 2, "STATUS and one GC");
+    }
+
+    #[test]
+    fn the_newest_version_that_all_plugins_speak_is_used() {
+        let rig = Rig::new();
+        let speaks = |list: &str| {
+            format!("echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":{list}}}'")
+        };
+        rig.plugin("old", &speaks("[\"0.3.1\",\"0.4.0\"]"));
+        rig.plugin("new", &speaks("[\"0.4.0\",\"1.0.0\",\"1.1.0\"]"));
+        let mut network = network("1.1.0", &["old", "new"]);
+        network.versions = vec![CniVersion::V0_3_1, CniVersion::V0_4_0, CniVersion::V1_1_0];
+        assert_eq!(rig.runner.settle(&network).version, CniVersion::V0_4_0);
+        network.versions = vec![CniVersion::V1_1_0];
+        assert_eq!(
+            rig.runner.settle(&network).version,
+            CniVersion::V1_1_0,
+            "nothing to choose"
+        );
+    }
+
+    #[test]
+    fn whatever_a_plugin_does_is_told_by_its_name() {
+        let rig = Rig::new();
+        let cases = [
+            (
+                "error-object",
+                "echo '{\"code\":7,\"msg\":\"bad subnet\",\"details\":\"10.0.0.0/99\"}'; exit 1",
+                &["bad subnet", "10.0.0.0/99", "code 7"][..],
+            ),
+            (
+                "no-object",
+                "echo oops; echo why >&2; exit 3",
+                &["exit code 3", "oops", "why"],
+            ),
+            ("silent", "exit 9", &["exit code 9", "no error object"]),
+            ("signal", "kill -9 $$", &["signal 9"]),
+            (
+                "garbage",
+                "echo 'not json'",
+                &["did not write a result", "not json"],
+            ),
+            ("empty", "true", &["did not write a result"]),
+            ("wrong-result", "echo '{\"ips\":3}'", &["result"]),
+            (
+                "wrong-version",
+                "echo '{\"cniVersion\":\"9.0.0\"}'",
+                &["9.0.0"],
+            ),
+            (
+                "much",
+                "head -c 10000000 /dev/zero",
+                &["more than 1048576 bytes"],
+            ),
+            ("much-and-on", "cat /dev/zero", &["more than 1048576 bytes"]),
+            ("deaf", "exec <&-; exit 4", &["exit code 4"]),
+            ("bad-interpreter", "", &["cannot be started"]),
+        ];
+        for (name, script, words) in cases {
+            rig.plugin(name, script);
+            if name == "bad-interpreter" {
+                fs::write(rig.dir.path().join(name), "#!/no/such/shell\n").unwrap();
+            }
+            let e = rig.add(&network("1.0.0", &[name])).expect_err(name);
+            let text = wharf_types::chain(&e);
+            for word in [name, "\"net\"", "ADD"].iter().chain(words) {
+                assert!(text.contains(word), "{name}: {word} in {text}");
+            }
+        }
+        let e = rig.add(&network("1.0.0", &["vanished"])).unwrap_err();
+        let text = wharf_types::chain(&e);
+        for word in [
+            "\"vanished\"",
+            "CNI_PATH",
+            &rig.dir.path().display().to_string(),
+        ] {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_writes_much_to_stderr_still_works() {
+        let rig = Rig::new();
+        rig.plugin(
+            "loud",
+            &format!("head -c 1000000 /dev/zero >&2\n{}", gives(3)),
+        );
+        rig.add(&network("1.0.0", &["loud"])).unwrap();
+    }
+
+    #[test]
+    fn a_hung_plugin_is_killed_with_everything_it_started_and_named() {
+        let mut rig = Rig::new();
+        rig.runner.deadlines.add = Duration::from_millis(300);
+        rig.plugin(
+            "hangs",
+            "echo $$ > $NOTES/pid; sleep 1000 & echo $! > $NOTES/child; wait",
+        );
+        let text = wharf_types::chain(&rig.add(&network("1.0.0", &["hangs"])).unwrap_err());
+        assert!(text.contains("hangs") && text.contains("300ms"), "{text}");
+        for name in ["pid", "child"] {
+            let pid = fs::read_to_string(rig.dir.path().join(name)).unwrap();
+            let stat = format!("/proc/{}/stat", pid.trim());
+            let gone = || {
+                let stat = fs::read_to_string(&stat).unwrap_or_default();
+                // Its parent is gone, so whoever adopted it reaps it when it likes.
+                Ok(stat.is_empty() || stat.contains(") Z "))
+            };
+            assert!(
+                wharf_testkit::wait::until(Duration::from_secs(10), gone).unwrap(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_leaves_a_child_with_its_output_is_not_waited_for() {
+        let rig = Rig::new();
+        rig.plugin(
+            "leaves",
+            &format!("sleep 1000 & echo $! > $NOTES/child\n{}", gives(4)),
+        );
+        rig.add(&network("1.0.0", &["leaves"])).unwrap();
+        let pid = fs::read_to_string(rig.dir.path().join("child")).unwrap();
+        let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    use rustix::process::Pid;
+
+    #[test]
+    fn every_plugin_is_taken_down_whatever_the_others_say() {
+        let rig = Rig::new();
+        rig.plugin("one", &gives(1));
+        rig.plugin(
+            "two",
+            &format!("{NOTE}echo '{{\"code\":100,\"msg\":\"no\"}}'; exit 1"),
+        );
+        rig.plugin(
+            "gone",
+            &format!("{NOTE}echo '{{\"code\":3,\"msg\":\"unknown\"}}'; exit 1"),
+        );
+        let e = rig.runner.del(
+            &network("1.0.0", &["one", "two", "gone"]),
+            &pod(),
+            None,
+            false,
+        );
+        assert_eq!(e.unwrap_err().plugin, "two");
+        assert_eq!(rig.calls().len(), 3);
+        let missing = network("1.0.0", &["one", "vanished"]);
+        rig.runner.del(&missing, &pod(), None, false).unwrap_err();
+        rig.runner.del(&missing, &pod(), None, true).unwrap();
     }
 }

@@ -25,6 +25,7 @@ pub mod readiness; // whether pods can get a network
 pub mod watch; // notices changed configurations
 mod default_network; // a bridge of our own
 pub mod networks; // the door
+pub mod command; // our binary as a plugin
 
 pub use attachments::{AttachRequest, NetworkError, PodNetns};
 pub use builtin::{Attachment, Builtin, Delegate, Inside, Invocation, Netns};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as AsyncMutex, RwLock, Semaphore};
 
 use crate::attachments::{AttachRequest, Attachments, NetworkError, PodNetns};
-use crate::chain::Runner;
+use crate::chain::{Deadlines, Runner};
 use crate::config::Network;
 use crate::default_network::{self, Subnets};
 use crate::directory::{Directory, Found};
@@ -108,6 +108,7 @@ impl Networks {
             },
             bin_dirs: config.bin_dirs.clone(),
             open_files: config.open_files,
+            deadlines: Deadlines::default(),
         };
         let (boot, helper) = (config.boot.clone(), config.helper.clone());
         let inner = Inner {

@@ -80,14 +80,15 @@ impl Builder {
         self
     }
 
-    /// `cri.network`; `none` by default here. A containerd gets a pod network for `cni`.
+    /// `cri.network`; `none` by default here, and `default` is `cni` with `cri.default_network`. A
+    /// containerd gets a pod network for `cni`.
     #[must_use]
     pub fn network(mut self, network: &str) -> Self {
         self.network = network.into();
         self
     }
 
-    /// More lines at the end of wharf's configuration.
+    /// More lines at the end of wharf's configuration; they begin in `[cni]`, if the network is not `none`.
     #[must_use]
     pub fn config(mut self, lines: &str) -> Self {
         self.more = lines.into();
@@ -167,6 +168,16 @@ impl Node {
     /// Its fault points.
     pub fn faults(&self) -> Faults {
         Faults::in_dir(self.dir.join("faults"))
+    }
+
+    /// Where it looks for network configurations.
+    pub fn net_d(&self) -> PathBuf {
+        self.dir.join("net.d")
+    }
+
+    /// Where it looks for the programs of network plugins.
+    pub fn cni_bin(&self) -> PathBuf {
+        self.dir.join("cni-bin")
     }
 
     /// The word that is in all its paths and cgroups.
@@ -432,24 +443,41 @@ impl Node {
             "root = \"{dir}/root\"\nstate = \"{}\"\n",
             self.state().display()
         );
-        let mut table = |name: &str, lines: &[(&str, &str)]| {
+        let socket = self.socket().display().to_string();
+        let certs = self.certs_d().display().to_string();
+        let shim = self.program("wharf-shim").display().to_string();
+        let network = match setup.network.as_str() {
+            "default" => "cni",
+            other => other,
+        };
+        let own = setup.network == "default";
+        for (name, lines) in [
+            (
+                "cgroup",
+                &[("parent", self.name.as_str()), ("driver", "cgroupfs")][..],
+            ),
+            ("cri", &[("socket", &socket), ("network", network)]),
+            ("registry", &[("certs_d", &certs)]),
+            ("shim", &[("path", &shim)]),
+            ("log", &[("level", &setup.log)]),
+        ] {
             let _into_a_string = writeln!(text, "\n[{name}]");
             for (key, value) in lines {
                 let _into_a_string = writeln!(text, "{key} = \"{value}\"");
             }
-        };
-        table("cgroup", &[("parent", &self.name), ("driver", "cgroupfs")]);
-        let socket = self.socket().display().to_string();
-        table("cri", &[("socket", &socket), ("network", &setup.network)]);
-        table(
-            "registry",
-            &[("certs_d", &self.certs_d().display().to_string())],
-        );
-        table(
-            "shim",
-            &[("path", &self.program("wharf-shim").display().to_string())],
-        );
-        table("log", &[("level", &setup.log)]);
+            if *name == *"cri" && own {
+                text.push_str("default_network = true\n");
+            }
+        }
+        if setup.network != "none" {
+            let (conf, bin) = (self.net_d(), self.cni_bin());
+            let _into_a_string = writeln!(
+                text,
+                "\n[cni]\nconfig_dir = \"{}\"\nbin_dirs = [\"{}\"]",
+                conf.display(),
+                bin.display()
+            );
+        }
         text.push_str(&setup.more);
         text
     }

@@ -1,7 +1,7 @@
 //! What the daemon holds of a living shim and of its containers.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ pub(crate) struct Held {
     pub(crate) pidfd: Option<OwnedFd>,
     /// Descriptors of the pod's namespaces, and of the route socket opened inside: they keep the
     /// namespaces of a shim that dies.
-    _namespaces: Fds,
+    namespaces: Fds,
     containers: Mutex<HashMap<ContainerId, Arc<HeldContainer>>>,
 }
 
@@ -66,9 +66,17 @@ impl Held {
             link,
             facts,
             pidfd,
-            _namespaces: namespaces,
+            namespaces,
             containers: Mutex::default(),
         }
+    }
+
+    /// The pod's network namespace, and a route socket that was opened inside, if it has one of its own.
+    pub(crate) fn network(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        Some((
+            self.namespaces.get("ns.net")?,
+            self.namespaces.get("netlink")?,
+        ))
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<HeldContainer>>> {

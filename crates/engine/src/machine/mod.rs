@@ -8,6 +8,7 @@ pub(crate) mod log_file; // a container's log
 pub(crate) mod create; // the steps of a container's creation
 pub(crate) mod containers; // the steps of a container's life and end
 pub(crate) mod exec; // execs
+pub(crate) mod network; // a pod's network
 pub(crate) mod pods; // the steps of a pod
 pub(crate) mod strays; // shims that nobody can reach
 
@@ -20,6 +21,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use wharf_cgroup::{CgroupError, Cgroups, Limits};
 use wharf_image::Images;
+use wharf_network::plugin::{Plugins, PluginsConfig};
+use wharf_network::{Networks, NetworksConfig};
 use wharf_store::Store;
 use wharf_types::{Kind, PodId};
 
@@ -48,6 +51,7 @@ pub(crate) struct Parts {
     pub(super) host: Host,
     pub(super) boot: String,
     pub(super) records: Records,
+    pub(super) networks: Networks,
     pub(super) zygote: Zygote,
     pub(super) filters: seccomp::Filters,
     /// Listening sockets of shims that are about to be made.
@@ -86,6 +90,9 @@ impl Machine {
             source: Box::new(e),
         })?;
         let home = home(cgroups.clone(), home_path(&config));
+=======
+        let networks = networks(&config)?;
+        let home = home(cgroups.clone(), format!("{}/shims", config.cgroup_parent));
         let parts = Parts {
             zygote: Zygote::new(
                 config.shim.clone(),
@@ -98,6 +105,7 @@ impl Machine {
             filters: seccomp::Filters::new(host::kernel()),
             listeners: Mutex::default(),
             held: Mutex::default(),
+            networks,
             config,
             images,
             store,
@@ -110,6 +118,11 @@ impl Machine {
     /// What the disk knows.
     pub(crate) fn records(&self) -> &Records {
         &self.0.records
+    }
+
+    /// The pods' networks.
+    pub(crate) fn networks(&self) -> &Networks {
+        &self.0.networks
     }
 
     /// Keys of all snapshots that exist.
@@ -131,6 +144,34 @@ impl Machine {
 /// The cgroup of zygote and shims.
 fn home_path(config: &EngineConfig) -> String {
     format!("{}/shims", config.cgroup_parent)
+}
+
+/// Opens the networks: what an earlier daemon attached is known, also where pods get none now.
+fn networks(config: &EngineConfig) -> Result<Networks, OpenError> {
+    let root = config.root.join("network");
+    let state = config.state.join("network");
+    let plugins = Plugins::new(&PluginsConfig {
+        root: root.clone(),
+        state: state.clone(),
+    });
+    let cni = &config.cni;
+    let networks = NetworksConfig {
+        config_dir: cni.config_dir.clone(),
+        bin_dirs: cni.bin_dirs.clone(),
+        root: root.clone(),
+        state,
+        boot: host::boot_id(),
+        builtin: cni.builtin,
+        default_network: cni.default_network,
+        grace: cni.grace,
+        open_files: config.shim_open_files,
+        helper: cni.helper.clone(),
+    };
+    Networks::open(networks, plugins).map_err(|e| OpenError::Directory {
+        action: "read attachments in",
+        path: root,
+        source: std::io::Error::other(e),
+    })
 }
 
 /// Opens the shims' home: never in the daemon's cgroup, never in a pod's.
@@ -270,12 +311,12 @@ impl World for Machine {
 
     fn attach_network(&self, pod: Arc<PodRecord>) -> Step<NetworkView> {
         let parts = self.0.clone();
-        Box::pin(async move { parts.attach_network(&pod) })
+        Box::pin(async move { parts.attach_network(&pod).await })
     }
 
-    fn detach_network(&self, _pod: Arc<PodRecord>) -> Step<()> {
-        // Loopback and the host's network leave nothing behind: the namespace ends with the shim.
-        Box::pin(async { Ok(()) })
+    fn detach_network(&self, pod: Arc<PodRecord>) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.detach_network(&pod).await })
     }
 
     fn end_shim(&self, pod: Arc<PodRecord>) -> Step<()> {

@@ -26,7 +26,6 @@ use crate::shim::identity;
 use crate::shim::link::{Link, LinkError};
 use crate::shim::socket;
 use crate::spec::{NamespaceMode, PodSpec};
-use crate::view::NetworkView;
 use crate::world::{Adoption, FoundContainer, ShimEvents, ShimFacts, StepFailure};
 
 const START: &str = "start shim";
@@ -97,14 +96,11 @@ impl Parts {
             let reason = format!("longer than {HOSTNAME_MAX} bytes");
             return invalid("hostname", reason);
         }
-        if own && self.config.network == NetworkMode::Cni {
-            let text = "pod networks are not supported yet: use the host's network, or set \
-                        cri.network = \"none\" in the configuration for pods with loopback only";
-            return Err(RequestError::Unsupported(text.to_owned()));
-        }
-        if own && let Some(port) = spec.port_mappings.iter().find(|p| p.host_port != 0) {
+        let unconnected = own && self.config.network == NetworkMode::None;
+        let port = spec.port_mappings.iter().find(|p| p.host_port != 0);
+        if unconnected && let Some(port) = port {
             let text = format!(
-                "host port {}: host ports are not supported yet",
+                "host port {}: pods have no network here (cri.network = \"none\")",
                 port.host_port
             );
             return Err(RequestError::Unsupported(text));
@@ -328,19 +324,6 @@ impl Parts {
                     super::create::kill_rest(pidfd, Arc::downgrade(&container)).await;
                 }
             });
-        }
-    }
-
-    pub(super) fn attach_network(&self, pod: &PodRecord) -> Result<NetworkView, StepFailure> {
-        let own = pod.spec.security.namespaces.network != NamespaceMode::Node;
-        match (own, self.config.network) {
-            // The host's network has no address of its own to tell; loopback is up already.
-            (false, _) | (true, NetworkMode::None) => Ok(NetworkView::default()),
-            (true, NetworkMode::Cni) => Err(StepFailure::new(
-                "attach network",
-                Kind::Unsupported,
-                "pod networks are not supported yet",
-            )),
         }
     }
 

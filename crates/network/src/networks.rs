@@ -262,7 +262,10 @@ impl Networks {
         };
         let mut directory = Directory::new(inner.config.config_dir.clone());
         let mut asked = tokio::task::JoinSet::new();
-        let mut collected = Instant::now();
+        let mut about = None;
+        let mut ticks = tokio::time::interval(STATUS_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut due, mut collected) = (true, Instant::now());
         loop {
             if let Some(watch) = &watch {
                 watch.renew();
@@ -278,7 +281,10 @@ impl Networks {
                 );
             };
             directory = back;
-            if asked.is_empty() {
+            let network = lock(&inner.shown).network.clone();
+            // One question at a time: a plugin may hang.
+            if asked.is_empty() && (due || about != network) {
+                (due, about) = (false, network);
                 let this = self.0.clone();
                 asked.spawn_blocking(move || this.ask());
             }
@@ -288,7 +294,8 @@ impl Networks {
             }
             tokio::select! {
                 Ok(()) = changed(watch.as_ref()) => {}
-                () = tokio::time::sleep(STATUS_PERIOD) => while asked.try_join_next().is_some() {},
+                Some(_answered) = asked.join_next() => {}
+                _ = ticks.tick() => due = true,
             }
         }
     }

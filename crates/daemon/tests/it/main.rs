@@ -19,6 +19,7 @@ mod program; // which program, and as whom
 mod output; // its log
 mod exec; // programs beside it
 mod images; // pulls that must fail
+mod network; // pod networks
 mod refusals; // requests that must fail
 mod restart; // the daemon goes and comes back
 mod killed_operations; // what is asked for, cut anywhere

@@ -54,8 +54,9 @@ impl Engine {
             }
             NetworkMode::None => Self::new(pods, board),
         };
-        // Nobody waits for what an earlier daemon left.
-        tokio::spawn(async move { networks.collect(&known).await });
+        // Told before a new pod can be; nobody waits for what an earlier daemon left.
+        let orphans = networks.orphans(&known);
+        tokio::spawn(async move { networks.collect(orphans).await });
         Ok(engine)
     }
 }

@@ -183,13 +183,17 @@ impl Networks {
         .await
     }
 
-    /// Takes down what belongs to none of the containers that are `known`, then collects the networks'
-    /// garbage. For the start, when everything that lives is known.
-    pub async fn collect(&self, known: &BTreeSet<String>) {
-        for id in self.0.attachments.containers() {
-            if known.contains(&id) {
-                continue;
-            }
+    /// Containers that something is recorded of and that are not `known`. For the start, when everything
+    /// that lives is known and nothing new can be.
+    pub fn orphans(&self, known: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut all = self.0.attachments.containers();
+        all.retain(|id| !known.contains(id));
+        all
+    }
+
+    /// Takes down what `orphans` have, then collects the networks' garbage.
+    pub async fn collect(&self, orphans: BTreeSet<String>) {
+        for id in orphans {
             tracing::info!(container = id, "attached, and nobody's: it is detached");
             if let Err(error) = self.detach(&id, None).await {
                 tracing::warn!(container = id, error = %wharf_types::chain(&error),

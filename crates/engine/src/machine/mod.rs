@@ -90,9 +90,7 @@ impl Machine {
             source: Box::new(e),
         })?;
         let home = home(cgroups.clone(), home_path(&config));
-=======
         let networks = networks(&config)?;
-        let home = home(cgroups.clone(), format!("{}/shims", config.cgroup_parent));
         let parts = Parts {
             zygote: Zygote::new(
                 config.shim.clone(),

@@ -11,6 +11,7 @@ pub mod debian;
 pub mod samples;
 pub mod place;
 mod body;
+pub mod forgetful;
 pub mod registry;
 pub mod push;
 pub mod real_registry;

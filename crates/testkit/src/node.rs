@@ -1,6 +1,7 @@
 //! A node: a CRI daemon with directories, configuration, cgroups and, where wanted, namespaces of
 //! its own. It is wharf, or containerd where a peer is asked the same questions.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -49,6 +50,7 @@ pub struct Builder {
     more: String,
     log: String,
     faults: bool,
+    disk: Option<(PathBuf, String)>,
 }
 
 impl Builder {
@@ -102,6 +104,14 @@ impl Builder {
         self
     }
 
+    /// Mounts the block device `device` with mount(8)'s `options` where the node keeps what survives a
+    /// reboot, in its place, which must be one of its own. The place ends the mount.
+    #[must_use]
+    pub fn disk(mut self, device: &Path, options: &str) -> Self {
+        self.disk = Some((device.into(), options.into()));
+        self
+    }
+
     /// Makes the directories, starts the daemon and waits until it answers.
     ///
     /// # Errors
@@ -129,6 +139,9 @@ impl Builder {
         }
         fs::create_dir(&node.dir)?;
         node.configure()?;
+        if let Some((device, options)) = node.setup.disk.clone() {
+            node.mount_root(&device, &options)?;
+        }
         node.run()?;
         Ok(node)
     }
@@ -162,6 +175,7 @@ impl Node {
             more: String::new(),
             log: "info".into(),
             faults: false,
+            disk: None,
         }
     }
 
@@ -202,6 +216,42 @@ impl Node {
             Subject::Wharf => Path::new("/run").join(&self.name),
             Subject::Containerd => self.dir.join("state"),
         }
+    }
+
+    /// Mounts another block device over [`Node::root`], as [`Builder::disk`] does.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub fn mount_root(&self, device: &Path, options: &str) -> io::Result<()> {
+        self.in_place(
+            "/bin/mount",
+            &["-o".as_ref(), options.as_ref(), device.as_ref()],
+        )
+    }
+
+    /// Unmounts what was mounted last over [`Node::root`]. The daemon must not run.
+    ///
+    /// # Errors
+    /// It is not mounted, or somebody uses it.
+    pub fn unmount_root(&self) -> io::Result<()> {
+        self.in_place("/bin/umount", &[])
+    }
+
+    fn in_place(&self, program: &str, arguments: &[&OsStr]) -> io::Result<()> {
+        let mut command = self.setup.place.command(program);
+        let out = command.args(arguments).arg(self.root()).output()?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&out.stderr);
+        Err(io::Error::other(format!("{program}: {}", text.trim())))
+    }
+
+    /// What survives a reboot, as this process can reach it where it is mounted in the node's place.
+    pub fn root_from_here(&self) -> PathBuf {
+        let root = self.root();
+        let inside = root.strip_prefix("/").unwrap_or(&root);
+        self.setup.place.root().join(inside)
     }
 
     /// Where pods may have their logs.

@@ -134,6 +134,14 @@ impl Place {
         format!("/proc/{id}/ns/net").into()
     }
 
+    /// The root directory as it is seen inside: what is mounted there, too.
+    pub fn root(&self) -> PathBuf {
+        match &self.anchor {
+            Some(anchor) => format!("/proc/{}/root", anchor.id()).into(),
+            None => "/".into(),
+        }
+    }
+
     /// The folder of the bound network namespaces (/run/netns) of a place of its own. The machine's
     /// belongs to others too.
     pub fn netns_names(&self) -> Option<PathBuf> {

@@ -21,6 +21,7 @@ mod exec; // programs beside it
 mod images; // pulls that must fail
 mod network; // pod networks
 mod refusals; // requests that must fail
+mod power_cut; // on a disk that forgets
 mod restart; // the daemon goes and comes back
 mod killed_operations; // what is asked for, cut anywhere
 mod killed; // the daemon dies at every step

@@ -116,14 +116,8 @@ impl Scene {
 
     /// The same, of a node after `describe`.
     pub(crate) fn built(test: &str, describe: impl FnOnce(Builder) -> Builder) -> Option<Self> {
-        if !wharf_testkit::needs_root(test) {
+        if skips(test) {
             return None;
-        }
-        for program in ["wharf", "wharf-shim"] {
-            if !cache::program_under_test(program).exists() {
-                println!("skipped: {test}: run `cargo build --workspace` first");
-                return None;
-            }
         }
         let turn = Turn::take();
         let place = Place::own().unwrap();
@@ -248,6 +242,20 @@ impl Scene {
         assert!(exited.unwrap(), "it goes on: {status:?}");
         status
     }
+}
+
+/// Whether the test cannot run here, which a line says.
+pub(crate) fn skips(test: &str) -> bool {
+    if !wharf_testkit::needs_root(test) {
+        return true;
+    }
+    let missing = ["wharf", "wharf-shim"]
+        .iter()
+        .any(|program| !cache::program_under_test(program).exists());
+    if missing {
+        println!("skipped: {test}: run `cargo build --workspace` first");
+    }
+    missing
 }
 
 /// A pod of a scene.

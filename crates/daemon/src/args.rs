@@ -26,8 +26,24 @@ pub(crate) enum Command {
         #[command(subcommand)]
         verb: ConfigVerb,
     },
+    /// Ask the daemon about images
+    Image {
+        #[command(subcommand)]
+        verb: ImageVerb,
+    },
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Read images from the disk and say what is not as it came; exit code 1 if anything is damaged
+    Check {
+        /// Names or ids; all images when there are none
+        names: Vec<String>,
+        #[command(flatten)]
+        choice: Choice,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,6 +17,7 @@ use wharf_image::{Images, ImagesConfig};
 use wharf_registry::{Client, ClientConfig};
 use wharf_store::{Durability, Store};
 
+use crate::api;
 use crate::checks::{self, CheckError};
 use crate::config::{Config, Network};
 use crate::lock::{Lock, LockError};
@@ -101,6 +102,10 @@ async fn serve(
     let listener = socket::listen(&config.cri.socket)?;
     let listener = UnixListener::from_std(listener).map_err(os("watch the socket"))?;
     let door = RuntimeDoor::new(facts(config));
+    let own = config.state.join(api::SOCKET);
+    let own_listener =
+        UnixListener::from_std(socket::listen(&own)?).map_err(os("watch the socket"))?;
+    drop(tokio::spawn(api::serve(own_listener, images.clone())));
     let (stop, stopped) = oneshot::channel::<()>();
     let image_door = ImageDoor::new(images.clone(), store.clone());
     let mut serving = tokio::spawn(wharf_cri::serve(
@@ -124,10 +129,15 @@ async fn serve(
         () = tokio::time::sleep(DRAIN) => tracing::warn!("requests in flight were given up"),
         _second = signals.next() => tracing::warn!("requests in flight were given up"),
     }
-    match std::fs::remove_file(&config.cri.socket) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(os("remove the socket")(e)),
-        _ => Ok(()),
+    for path in [&own, &config.cri.socket] {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(os("remove the socket")(e));
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// Recovers, then opens the door. Returns only when that fails.

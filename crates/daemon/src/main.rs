@@ -7,7 +7,9 @@ mod args; // the command line
 mod lock; // one daemon a directory
 mod called_as; // another program's name
 mod checks; // what the machine must offer
+mod api; // wharf's own door
 mod daemon; // wiring, in order, and back
+mod image_command; // what people ask about images
 
 use std::error::Error;
 use std::io::{self, Write as _};
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::args::{Args, Choice, Command, ConfigVerb};
+use crate::args::{Args, Choice, Command, ConfigVerb, ImageVerb};
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 
 /// musl's allocator is many times slower under threads.
@@ -65,6 +67,9 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Daemon(choice) => Ok(daemon::run(&effective(&choice)?)?),
         Command::Config { verb } => configuration(verb),
+        Command::Image {
+            verb: ImageVerb::Check { names, choice },
+        } => image_command::check(&effective(&choice)?, &names),
         Command::Version => {
             let text = format!("wharf {}\n", env!("CARGO_PKG_VERSION"));
             Ok(io::stdout().write_all(text.as_bytes())?)

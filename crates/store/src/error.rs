@@ -20,7 +20,7 @@ pub enum StoreError {
         pid: String,
     },
     /// A system call failed.
-    #[error("{action} {path}")]
+    #[error("{action} {path}{}", remedy(source))]
     Io {
         /// The verb: `create`, `rename`…
         action: &'static str,
@@ -30,7 +30,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The database refused.
-    #[error("database {path}: {action}")]
+    #[error("database {path}: {action}{}", match &**source { redb::Error::Io(e) => remedy(e), _ => "" })]
     Database {
         /// What was attempted.
         action: &'static str,
@@ -134,6 +134,17 @@ impl StoreError {
 /// Whether the machine has no more of something: room, descriptors, memory (EMFILE, ENFILE, ENOMEM, EAGAIN).
 pub fn is_short(error: &io::Error) -> bool {
     is_full(error) || matches!(error.raw_os_error(), Some(24 | 23 | 12 | 11))
+}
+
+/// What helps where a disk is full or cannot be written, to be put behind what failed; else nothing.
+pub fn remedy(error: &io::Error) -> &'static str {
+    if is_full(error) {
+        " (no space or no inodes left there: remove unused images or containers, or enlarge the file system)"
+    } else if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        " (the file system is read-only, often after an error of its disk: see the kernel's log, mend it, remount it)"
+    } else {
+        ""
+    }
 }
 
 /// Whether a disk or a quota is full.

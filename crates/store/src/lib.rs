@@ -28,7 +28,7 @@ mod open; // start and recovery
 
 pub use check::{Checked, Damage};
 pub use contents::{Access, Contents, ContentsRef, Extents, LayerPath};
-pub use error::{StoreError, is_full, is_short};
+pub use error::{StoreError, is_full, is_short, remedy};
 pub use image::ImageCommit;
 pub use layer::{Ingest, Lease, Sealed};
 pub use record::{

@@ -325,6 +325,14 @@ impl Node {
         Machine::look(&self.name, &dirs)
     }
 
+    /// A command of the program `wharf` that gets this node's configuration.
+    pub fn wharf_command(&self, words: &[&str]) -> Command {
+        let mut command = self.setup.place.command(self.program("wharf"));
+        command.args(words).arg("--config");
+        command.arg(self.dir.join("config.toml"));
+        command
+    }
+
     /// Kills the daemon with SIGKILL, nothing else.
     ///
     /// # Errors

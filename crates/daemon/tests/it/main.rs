@@ -21,6 +21,8 @@ mod exec; // programs beside it
 mod images; // pulls that must fail
 mod network; // pod networks
 mod refusals; // requests that must fail
+mod collection; // images that go, are damaged, are mended
+mod full_disk; // no space, no inodes, read-only
 mod power_cut; // on a disk that forgets
 mod restart; // the daemon goes and comes back
 mod killed_operations; // what is asked for, cut anywhere

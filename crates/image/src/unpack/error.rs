@@ -39,7 +39,7 @@ pub enum UnpackError {
         limit: usize,
     },
     /// The kernel refused.
-    #[error("{action} {path:?}")]
+    #[error("{action} {path:?}{}", wharf_store::remedy(source))]
     Io {
         /// The verb.
         action: &'static str,

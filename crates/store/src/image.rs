@@ -476,19 +476,34 @@ impl Store {
             passed(point("collect: layers dropped"), self.root())?;
         }
         let mut count = dead.len();
+        // Whatever fails with one, the others go; and what was moved is deleted.
+        let mut failed = Vec::new();
         for (key, _) in dead {
-            inner.layout.discard(&inner.layout.layers, &key.name())?;
-            passed(point("collect: layer moved to the trash"), self.root())?;
+            let moved = inner.layout.discard(&inner.layout.layers, &key.name());
+            let moved = moved
+                .and_then(|()| passed(point("collect: layer moved to the trash"), self.root()));
+            failed.extend(moved.err());
         }
-        for name in inner.layout.blobs.names()? {
-            if !blobs.contains(&name) {
-                inner.layout.blobs.unlink(&name)?;
+        match self.collect_documents(&blobs) {
+            Ok(documents) => count += documents,
+            Err(error) => failed.push(error),
+        }
+        failed.extend(inner.collect_retired().err());
+        inner.trash.wake();
+        failed.into_iter().next().map_or(Ok(count), Err)
+    }
+
+    /// Removes documents but those in `needed`.
+    fn collect_documents(&self, needed: &HashSet<String>) -> Result<usize, StoreError> {
+        let room = &self.0.layout.blobs;
+        let mut count = 0;
+        for name in room.names()? {
+            if !needed.contains(&name) {
+                room.unlink(&name)?;
                 passed(point("collect: document removed"), self.root())?;
                 count += 1;
             }
         }
-        inner.collect_retired()?;
-        inner.trash.wake();
         Ok(count)
     }
 }

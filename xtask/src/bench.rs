@@ -5,6 +5,7 @@ mod report;
 mod pod;
 mod pull;
 mod restart;
+mod stats;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,6 +27,7 @@ pub(crate) struct Options {
     rounds: usize,
     runs: usize,
     idle: usize,
+    pods: usize,
     peers_only: bool,
     programs: Option<PathBuf>,
 }
@@ -42,6 +44,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), String> {
         rounds: args.number("--rounds")?.unwrap_or(rounds).max(1),
         runs: args.number("--runs")?.unwrap_or(3).max(1),
         idle: args.number("--idle")?.unwrap_or(20).max(1),
+        pods: args.number("--pods")?.unwrap_or(100).max(1),
         peers_only: args.flag("--peers-only"),
         programs: args.option("--programs")?.map(PathBuf::from),
     };
@@ -50,7 +53,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), String> {
         Some("pod") => pod::run(&options),
         Some("pull") => pull::run(&options),
         Some("restart") => restart::run(&options),
-        _ => Err("bench what? `cargo xtask bench pod`, `pull` or `restart`".into()),
+        Some("stats") => stats::run(&options),
+        _ => Err("bench what? `cargo xtask bench pod`, `pull`, `restart` or `stats`".into()),
     }
 }
 

@@ -33,8 +33,11 @@ const USAGE: &str = "cargo xtask TASK
   bench pod  --json FILE  root: pods against containerd with runc and crun
     [--rounds N] [--runs N] [--idle N]
   bench pull --json FILE  root: a many-layer image against containerd
+    [--rounds N] [--runs N]
   bench restart --json FILE  root: a hundred pods found again, against containerd
     [--rounds N] [--runs N]
+  bench stats --json FILE root: statistics of many pods against containerd
+    [--rounds N] [--runs N] [--pods N]
     all: [--programs DIR] instead of a release build, [--peers-only] without wharf
   soak                    root: churn with faults, and the machine before and after
     [--minutes N] [--seed S] [--clients N] [--debug]

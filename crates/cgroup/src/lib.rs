@@ -13,11 +13,13 @@ mod apply; // limits into groups, all or none
 mod cgroup; // made, opened, updated, joined
 mod end; // frozen, killed, removed
 mod stats; // what is used
+mod details; // what only monitoring asks for
 
 pub use cgroup::{Cgroup, Membership};
+pub use details::{Details, DiskTraffic};
 pub use error::CgroupError;
 pub use hierarchy::{Cgroups, Hierarchy, HierarchyView, View};
 pub use limits::{
     DEVICE_RULES_MAX, DeviceAccess, DeviceKind, DeviceRule, HugepageLimit, Limits, UNIFIED_MAX,
 };
-pub use stats::{Stats, StatsReader};
+pub use stats::{Pressure, Stall, Stats, StatsReader};

@@ -11,7 +11,7 @@ use wharf_engine::{Engine, RequestError};
 
 use crate::code::{not_built, status};
 use crate::convert::field::required;
-use crate::convert::{container, pod, resources, status as container_status};
+use crate::convert::{container, metrics, pod, resources, stats, status as container_status};
 use crate::node::NodeFacts;
 use crate::portion::{Messages, portions};
 use crate::stage::Stage;
@@ -62,6 +62,36 @@ impl RuntimeDoor {
             Some(state.map_or_else(|| what.to_owned(), |state| format!("{what}; {state}")))
         });
         Ok(engine)
+    }
+}
+
+/// Lists that are answered whole or in portions.
+impl RuntimeDoor {
+    async fn containers_stats(
+        &self,
+        filter: Option<&v1::ContainerStatsFilter>,
+    ) -> Result<Vec<v1::ContainerStats>, Status> {
+        let engine = self.engine()?;
+        let some = stats::containers(filter, engine.containers());
+        let usage = engine.usage_of(some).await;
+        Ok(usage.iter().map(stats::container).collect())
+    }
+
+    async fn pods_stats(
+        &self,
+        filter: Option<&v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        let engine = self.engine()?;
+        let some = stats::pods(filter, engine.pods());
+        let usage = engine.usage_of_pods(some).await;
+        Ok(usage.iter().map(stats::pod).collect())
+    }
+
+    async fn pods_metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Status> {
+        let engine = self.engine()?;
+        let some = stats::pods(None, engine.pods());
+        let measured = engine.metrics_of_pods(some).await;
+        Ok(measured.iter().map(metrics::pod).collect())
     }
 }
 
@@ -340,62 +370,85 @@ impl RuntimeService for RuntimeDoor {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
-        Err(not_built("statistics of containers"))
+        let engine = self.engine()?;
+        let id = &request.get_ref().container_id;
+        let view = engine.container(id).map_err(failed)?;
+        let usage = engine.usage_of(vec![view]).await;
+        let stats = usage.first().map(stats::container);
+        Ok(Response::new(v1::ContainerStatsResponse { stats }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        Err(not_built("statistics of containers"))
+        let stats = self.containers_stats(request.get_ref().filter.as_ref());
+        let stats = stats.await?;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(not_built("statistics of containers"))
+        let stats = self.containers_stats(request.get_ref().filter.as_ref());
+        let message = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(portions(&stats.await?, message)))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
-        Err(not_built("statistics of pods"))
+        let engine = self.engine()?;
+        let id = &request.get_ref().pod_sandbox_id;
+        let view = engine.pod(id).map_err(failed)?;
+        let usage = engine.usage_of_pods(vec![view]).await;
+        let stats = usage.first().map(stats::pod);
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        Err(not_built("statistics of pods"))
+        let stats = self.pods_stats(request.get_ref().filter.as_ref()).await?;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(not_built("statistics of pods"))
+        let stats = self.pods_stats(request.get_ref().filter.as_ref()).await?;
+        let message = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(portions(&stats, message)))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        Err(not_built("metrics through CRI"))
+        let descriptors = metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse {
+            descriptors,
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        Err(not_built("metrics through CRI"))
+        let pod_metrics = self.pods_metrics().await?;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse {
+            pod_metrics,
+        }))
     }
 
     type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
@@ -404,7 +457,11 @@ impl RuntimeService for RuntimeDoor {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(not_built("metrics through CRI"))
+        let metrics = self.pods_metrics().await?;
+        let message = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        };
+        Ok(Response::new(portions(&metrics, message)))
     }
 
     type GetContainerEventsStream = Messages<v1::ContainerEventResponse>;

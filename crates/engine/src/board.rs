@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::time::Instant;
 use wharf_types::{ContainerId, PodId};
 
 use crate::error::RequestError;
-use crate::view::{ContainerView, PodView};
+use crate::view::{ContainerState, ContainerView, PodView};
 
 /// Where something is in its life, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,20 @@ pub struct Stage {
     pub since: Instant,
 }
 
+/// Who keeps something for each pod and container, and lets go of it when they end.
+pub(crate) trait Keeper: std::fmt::Debug + Send + Sync {
+    /// The processes of this cgroup have ended.
+    fn ended(&self, cgroup: &str);
+    /// The container was removed.
+    fn removed(&self, container: &ContainerView);
+}
+
 /// Published pictures of all pods and containers.
 #[derive(Debug, Default)]
-pub struct Board(RwLock<Index>);
+pub struct Board {
+    index: RwLock<Index>,
+    keeper: OnceLock<Arc<dyn Keeper>>,
+}
 
 #[derive(Debug, Default)]
 struct Index {
@@ -34,11 +45,16 @@ struct Index {
 impl Board {
     // A panic while the lock is held can leave nothing half-done: each write is one map operation.
     fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `keeper` from now on; counts once.
+    pub(crate) fn tell(&self, keeper: Arc<dyn Keeper>) {
+        drop(self.keeper.set(keeper));
     }
 
     /// All pods, oldest first.
@@ -83,17 +99,30 @@ impl Board {
     }
 
     pub(crate) fn take_pod(&self, id: &PodId) {
-        self.write().pods.remove(id.as_str());
+        let gone = self.write().pods.remove(id.as_str());
+        if let (Some(keeper), Some(view)) = (self.keeper.get(), gone) {
+            keeper.ended(&view.cgroup);
+        }
     }
 
     pub(crate) fn put_container(&self, view: ContainerView) {
+        let view = Arc::new(view);
         self.write()
             .containers
-            .insert(view.id.to_string(), Arc::new(view));
+            .insert(view.id.to_string(), view.clone());
+        if let Some(keeper) = self.keeper.get()
+            && view.state == ContainerState::Exited
+        {
+            keeper.ended(&view.facts.cgroup);
+        }
     }
 
     pub(crate) fn take_container(&self, id: &ContainerId) {
-        self.write().containers.remove(id.as_str());
+        let gone = self.write().containers.remove(id.as_str());
+        if let (Some(keeper), Some(view)) = (self.keeper.get(), gone) {
+            keeper.ended(&view.facts.cgroup);
+            keeper.removed(&view);
+        }
     }
 
     /// Takes the containers of a pod away that are not `known`.

@@ -13,6 +13,7 @@ use crate::pods::Pods;
 use crate::spec::{
     ContainerSpec, ExecSyncOutput, ExecSyncRequest, PodMetadata, PodSpec, ResourceSpec,
 };
+use crate::stats::{ContainerUsage, PodMetrics, PodUsage, Statistics};
 use crate::view::{ContainerView, PodView};
 
 /// The engine. Cheap to clone.
@@ -22,6 +23,8 @@ pub struct Engine {
     board: Arc<Board>,
     /// `None` where pods get loopback only.
     networks: Option<Networks>,
+    /// None over a world that is not a machine: nothing is measured there.
+    statistics: Option<Statistics>,
 }
 
 impl Engine {
@@ -31,6 +34,7 @@ impl Engine {
             pods,
             board,
             networks: None,
+            statistics: None,
         }
     }
 
@@ -62,6 +66,14 @@ impl Engine {
                 field: "runtime_config.network_config.pod_cidr",
                 reason: e.to_string(),
             })
+    }
+
+    /// The same, with what tells use.
+    pub(crate) fn measured(self, statistics: Statistics) -> Self {
+        Self {
+            statistics: Some(statistics),
+            ..self
+        }
     }
 
     /// Starts a pod. The same key with the same configuration joins the start under way, or gets the
@@ -194,6 +206,31 @@ impl Engine {
     /// `NotFound`, `State` when it does not run: then there is no new file.
     pub async fn reopen_container_log(&self, id: &str) -> Result<(), RequestError> {
         self.pods.reopen_log(id).await
+    }
+
+    /// What these containers use, in their order; one that is gone meanwhile is left out. Waits for no
+    /// driver and no shim, and at most 20 ms for disks.
+    pub async fn usage_of(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
+        match &self.statistics {
+            Some(statistics) => statistics.containers(containers).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// What these pods and their containers use, as [`Engine::usage_of`] does.
+    pub async fn usage_of_pods(&self, pods: Vec<Arc<PodView>>) -> Vec<PodUsage> {
+        match &self.statistics {
+            Some(statistics) => statistics.pods(pods).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// What monitoring asks for, of these pods and their containers that have not ended.
+    pub async fn metrics_of_pods(&self, pods: Vec<Arc<PodView>>) -> Vec<PodMetrics> {
+        match &self.statistics {
+            Some(statistics) => statistics.metrics(pods).await,
+            None => Vec::new(),
+        }
     }
 
     /// The stage of a pod's start that is under way, and since when; `None` when none is. Never waits.

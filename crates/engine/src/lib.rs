@@ -15,6 +15,7 @@ mod reserve; // space on a full disk
 pub mod record; // what the disk knows
 pub mod world; // what drivers do to the machine
 pub mod board; // where pictures are published
+pub mod stats; // what pods and containers use
 mod accounts; // who a container runs as
 mod propagation; // whether a host path can propagate mounts
 mod oci; // from what was asked for to a runtime-spec document

@@ -55,3 +55,19 @@ pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 pub const RETRY_LAST: Duration = Duration::from_secs(60);
 /// Host names: `HOST_NAME_MAX`.
 pub const HOSTNAME_MAX: usize = 64;
+/// Files of cgroups that stay open for statistics; never more than a quarter of what the daemon may open.
+pub const STATS_FILES_MAX: usize = 16_384;
+/// Requests for statistics that are answered at the same time.
+pub const STATS_PASSES_MAX: usize = 2;
+/// The shortest time over which a processor rate is told again: several clients must not make it noise.
+pub const CPU_RATE_MIN: Duration = Duration::from_secs(1);
+/// How long a measurement of a writable layer is good for: kubelet's own period.
+pub const LAYER_MEASURED_FOR: Duration = Duration::from_secs(10);
+/// How many times as long as a measurement of a writable layer took, nobody measures it again.
+pub const LAYER_REST: u32 = 20;
+/// How long a request for statistics waits for writable layers that were never measured.
+pub const LAYER_FIRST_WAIT: Duration = Duration::from_millis(20);
+/// Bytes read of a process's file with its network's counters: 120 bytes an interface.
+pub const NET_DEV_MAX: u64 = 256 * 1024;
+/// Descriptors of one container's processes that are looked at to count sockets.
+pub const OPEN_FILES_COUNTED_MAX: u64 = 65_536;

@@ -50,14 +50,14 @@ impl Engine {
         let engine = match mode {
             NetworkMode::Cni => {
                 tokio::spawn(networks.clone().watch());
-                Self::new(pods, board).with_networks(networks.clone())
+                Self::new(pods, board.clone()).with_networks(networks.clone())
             }
-            NetworkMode::None => Self::new(pods, board),
+            NetworkMode::None => Self::new(pods, board.clone()),
         };
         // Told before a new pod can be; nobody waits for what an earlier daemon left.
         let orphans = networks.orphans(&known);
         tokio::spawn(async move { networks.collect(orphans).await });
-        Ok(engine)
+        Ok(engine.measured(machine.statistics(board)))
     }
 }
 

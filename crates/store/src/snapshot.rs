@@ -292,17 +292,26 @@ impl Snapshot {
     ///
     /// It cannot be read.
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        let mut measured = lock(&self.entry.measured);
-        if let Some((at, usage)) = *measured
+        if let Some((at, usage)) = *lock(&self.entry.measured)
             && at.elapsed() < MEASURED_FOR
         {
             return Ok(usage);
         }
+        self.measure()
+    }
+
+    /// Space that the writable layer takes now: walks it, which takes as long as it has files.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn measure(&self) -> Result<Usage, StoreError> {
         let room = &self.store.layout.snapshots;
         let name = format!("{}/{UPPER}", self.key());
         let upper = room.open_dir(&name)?;
         let usage = tree::measure(upper.as_fd()).map_err(io("measure", &room.path(&name)))?;
-        *measured = Some((Instant::now(), usage));
+        // Nobody waits for this lock while somebody walks.
+        *lock(&self.entry.measured) = Some((Instant::now(), usage));
         Ok(usage)
     }
 }

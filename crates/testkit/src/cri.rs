@@ -11,10 +11,12 @@ use tonic::{Request, Response, Status};
 use wharf_api::v1::image_service_client::ImageServiceClient;
 use wharf_api::v1::runtime_service_client::RuntimeServiceClient;
 use wharf_api::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, CreateContainerRequest, ExecSyncRequest,
-    ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
+    ContainerConfig, ContainerMetadata, ContainerStats, ContainerStatus, CreateContainerRequest,
+    ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListContainerStatsRequest, ListPodSandboxMetricsRequest, ListPodSandboxRequest,
+    ListPodSandboxStatsRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxMetrics, PodSandboxStats, PullImageRequest,
     RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
     SecurityProfile, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
     VersionRequest, VersionResponse, security_profile,
@@ -209,6 +211,36 @@ impl Cri {
         answer
             .status
             .ok_or_else(|| Status::internal("an answer without a status"))
+    }
+
+    /// `ListContainerStats` of all.
+    ///
+    /// # Errors
+    /// The answer's status.
+    pub fn container_stats(&self) -> Result<Vec<ContainerStats>, Status> {
+        let request = ListContainerStatsRequest::default();
+        self.wait(self.runtime().list_container_stats(request))
+            .map(|r| r.stats)
+    }
+
+    /// `ListPodSandboxStats` of all.
+    ///
+    /// # Errors
+    /// The answer's status.
+    pub fn pod_stats(&self) -> Result<Vec<PodSandboxStats>, Status> {
+        let request = ListPodSandboxStatsRequest::default();
+        self.wait(self.runtime().list_pod_sandbox_stats(request))
+            .map(|r| r.stats)
+    }
+
+    /// `ListPodSandboxMetrics`.
+    ///
+    /// # Errors
+    /// The answer's status.
+    pub fn pod_metrics(&self) -> Result<Vec<PodSandboxMetrics>, Status> {
+        let request = ListPodSandboxMetricsRequest::default();
+        self.wait(self.runtime().list_pod_sandbox_metrics(request))
+            .map(|r| r.pod_metrics)
     }
 
     /// `StopContainer` with this grace in seconds.

@@ -87,7 +87,7 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
         .map_or(Ok(()), |path| report::write(&rows, path))
 }
 
-fn contestants(field: &Field) -> Vec<Contestant<'_>> {
+pub(super) fn contestants(field: &Field) -> Vec<Contestant<'_>> {
     let ours = field.wharf.iter().map(|node| Contestant {
         name: "wharf".into(),
         node,
@@ -142,7 +142,7 @@ pub(super) fn start_pod(c: &Contestant<'_>, label: &str) -> Result<(String, Stri
     Ok((id, container))
 }
 
-fn remove(cri: &Cri, pod: &str, container: &str) -> Result<(), String> {
+pub(super) fn remove(cri: &Cri, pod: &str, container: &str) -> Result<(), String> {
     cri.stop(container, 0)
         .and_then(|()| cri.remove(container))
         .and_then(|()| cri.stop_pod(pod))

@@ -222,4 +222,93 @@ fn statistics_of_v2_are_in_bytes_and_nanoseconds() {
     assert_eq!(stats.cpu_nanoseconds, Some(7000));
     assert_eq!(stats.pids, Some(4));
     assert_eq!(cgroup.oom_kills().unwrap(), Some(3));
+    assert_eq!(stats.memory_limit, None);
+    assert_eq!(stats.io_pressure, None);
+}
+
+#[test]
+fn v2_tells_limits_faults_swap_pressure_and_disks() {
+    let tree = tree(&[]);
+    let leaf = tree.path().join("wharf/c");
+    for (file, text) in [
+        ("memory.current", "5000\n"),
+        ("memory.max", "9000\n"),
+        (
+            "memory.stat",
+            "anon 11\nfile 12\nkernel 16\nfile_mapped 13\nactive_file 14\ninactive_file 6000\npgfault 17\npgmajfault 2\n",
+        ),
+        ("memory.swap.current", "21\n"),
+        ("memory.swap.max", "max\n"),
+        ("memory.peak", "6001\n"),
+        ("memory.events", "low 0\nmax 5\noom 2\noom_kill 3\n"),
+        (
+            "memory.pressure",
+            "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+        ),
+        (
+            "cpu.stat",
+            "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_periods 8\nnr_throttled 2\nthrottled_usec 9\n",
+        ),
+        (
+            "cpu.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
+        ),
+        (
+            "io.stat",
+            "8:0 rbytes=4096 wbytes=512 rios=1 wios=2 dbytes=0 dios=0\n8:16 \n",
+        ),
+        ("pids.current", "4\n"),
+        ("pids.max", "64\n"),
+    ] {
+        fs::write(leaf.join(file), text).unwrap();
+    }
+    let cgroup = Cgroups::unified(tree.path(), &["cpu", "memory", "pids", "io"])
+        .open("wharf/c")
+        .unwrap();
+    let reader = cgroup.stats_reader().unwrap();
+    let mut buffer = Vec::new();
+    let stats = reader.read(&mut buffer).unwrap();
+    assert_eq!(stats.memory_limit, Some(9000));
+    assert_eq!(stats.memory_working_set, Some(0), "never below zero");
+    assert_eq!((stats.memory_rss, stats.memory_cache), (Some(11), Some(12)));
+    assert_eq!(
+        (stats.page_faults, stats.major_page_faults),
+        (Some(17), Some(2))
+    );
+    assert_eq!((stats.swap_usage, stats.swap_limit), (Some(21), None));
+    let memory = stats.memory_pressure.unwrap();
+    assert_eq!((memory.some.total, memory.full.total), (77, 7));
+    assert!((memory.some.avg10 - 1.5).abs() < 1e-9 && (memory.some.avg60 - 0.25).abs() < 1e-9);
+    assert_eq!(stats.cpu_pressure.unwrap().some.total, 5);
+    assert_eq!(stats.io_pressure, None, "there is no such file");
+
+    // The same files, with what they say now.
+    fs::write(leaf.join("pids.current"), "5\n").unwrap();
+    fs::write(leaf.join("memory.current"), "7\n").unwrap();
+    let again = reader.read(&mut buffer).unwrap();
+    assert_eq!((again.pids, again.memory_usage), (Some(5), Some(7)));
+
+    let details = cgroup.details();
+    assert_eq!(
+        (details.cpu_user, details.cpu_system),
+        (Some(4000), Some(3000))
+    );
+    assert_eq!(
+        (details.cpu_periods, details.cpu_throttled),
+        (Some(8), Some(9000))
+    );
+    assert_eq!(
+        (details.memory_max_usage, details.memory_kernel),
+        (Some(6001), Some(16))
+    );
+    assert_eq!(
+        (details.memory_limit_hits, details.oom_kills),
+        (Some(5), Some(3))
+    );
+    assert_eq!(details.pids_limit, Some(64));
+    let first = details.disks[0];
+    assert_eq!(
+        (first.device, first.read_bytes, first.writes),
+        ((8, 0), 4096, 2)
+    );
 }

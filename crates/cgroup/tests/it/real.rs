@@ -369,6 +369,24 @@ fn a_process_killed_for_want_of_memory_is_counted() {
     let stats = cgroup.stats().unwrap();
     assert!(stats.memory_working_set <= stats.memory_usage);
     assert!(stats.cpu_nanoseconds > Some(0));
+    assert!(stats.memory_limit.is_some() && stats.page_faults > Some(0));
+    let details = cgroup.details();
+    assert!(details.oom_kills >= Some(1) && details.memory_limit_hits.is_some());
+    assert!(details.cpu_user.is_some() && details.memory_max_usage > Some(0));
+}
+
+#[test]
+fn figures_of_a_removed_cgroup_are_an_error_and_not_old_ones() {
+    let Some(place) = Place::new(|c| c) else {
+        return;
+    };
+    let cgroup = place.create(&Limits::default()).unwrap();
+    let reader = cgroup.stats_reader().unwrap();
+    let mut buffer = Vec::new();
+    reader.read(&mut buffer).unwrap();
+    assert!(reader.files() >= 1);
+    cgroup.remove().unwrap();
+    assert!(reader.read(&mut buffer).is_err());
 }
 
 #[test]

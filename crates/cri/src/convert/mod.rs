@@ -8,6 +8,8 @@ pub(crate) mod namespace; // namespaces, profiles, labels, groups
 pub(crate) mod pod; // RunPodSandbox, pod status, pod lists
 pub(crate) mod container; // CreateContainer, ExecSync
 pub(crate) mod status; // container status, container lists
+pub(crate) mod stats; // statistics
+pub(crate) mod metrics; // metrics by cAdvisor's names
 pub(crate) mod image; // credentials, images
 
 #[cfg(test)]

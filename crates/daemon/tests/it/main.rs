@@ -33,3 +33,4 @@ mod deadlines; // clients that lose patience
 mod hardship; // a machine that lacks something
 mod churn; // everything at once, for a while
 mod oracle; // the same container by containerd
+mod stats; // what containers use, and ends for want of memory

@@ -56,12 +56,12 @@ const KNOWN: [(&str, &str); 6] = [
 ];
 
 /// A node with busybox of this daemon.
-struct Peer {
-    node: Node,
+pub(crate) struct Peer {
+    pub(crate) node: Node,
     _registry: Registry,
 }
 
-fn peer(subject: Subject) -> Peer {
+pub(crate) fn peer(subject: Subject) -> Peer {
     let place = Place::own().unwrap();
     let registry = Registry::start_in(&place).unwrap();
     registry.add("it/busybox", "1", &busybox());

@@ -26,12 +26,14 @@ use wharf_network::{Networks, NetworksConfig};
 use wharf_store::Store;
 use wharf_types::{Kind, PodId};
 
+use crate::board::Board;
 use crate::config::EngineConfig;
 use crate::error::{OpenError, io_kind};
 use crate::oci::Host;
 use crate::record::{ContainerRecord, LoadedPod, PodRecord, Records};
 use crate::shim::zygote::Zygote;
 use crate::spec::ResourceSpec;
+use crate::stats::Statistics;
 use crate::view::NetworkView;
 use crate::world::{
     Adoption, ContainerRef, CreateJob, ExecEnd, ExecJob, Made, Remains, ShimEvents, ShimFacts,
@@ -131,6 +133,11 @@ impl Machine {
     /// Ends what runs for us and cannot be reached, or belongs to no pod of `known`. Blocks.
     pub(crate) fn end_strays(&self, known: &BTreeSet<PodId>) {
         self.0.end_strays(known);
+    }
+
+    /// What measures the pods and containers of `board`.
+    pub(crate) fn statistics(&self, board: Arc<Board>) -> Statistics {
+        Statistics::new(board, self.0.cgroups.clone(), self.0.store.clone())
     }
 
     /// Finds or starts the zygote ahead of the first pod.

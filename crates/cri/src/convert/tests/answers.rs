@@ -14,7 +14,7 @@ use wharf_types::{ContainerId, PodId};
 use super::super::{filter, pod, status};
 use super::{pod_request, with_mount};
 
-fn pod_view(id: &str, state: PodState, labels: &[(&str, &str)]) -> Arc<PodView> {
+pub(super) fn pod_view(id: &str, state: PodState, labels: &[(&str, &str)]) -> Arc<PodView> {
     let mut spec = pod::spec(pod_request()).unwrap();
     spec.labels = labels
         .iter()
@@ -38,7 +38,7 @@ fn pod_view(id: &str, state: PodState, labels: &[(&str, &str)]) -> Arc<PodView> 
     })
 }
 
-fn container_view() -> ContainerView {
+pub(super) fn container_view() -> ContainerView {
     let spec = with_mount(|m| m.readonly = true).unwrap();
     ContainerView {
         id: ContainerId::from_random([1; 32]),

@@ -10,6 +10,7 @@ use super::{container, pod};
 mod answers; // pictures to messages, filters
 mod any; // whatever comes
 mod requests; // messages to specifications
+mod usage; // statistics and metrics
 
 pub(super) fn pod_request() -> v1::RunPodSandboxRequest {
     v1::RunPodSandboxRequest {

@@ -60,13 +60,11 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
         for round in 0..WARM_UP + options.rounds {
             for turn in 0..contestants.len() {
                 let at = (round + turn) % contestants.len();
-                for (row, (name, question)) in rows.iter_mut().zip(QUESTIONS) {
-                    let ms = ask(&contestants[at], question, options.pods);
-                    let ms = ms.map_err(|e| format!("{}: {name}: {e}", contestants[at].name))?;
-                    if round >= WARM_UP {
-                        row.add(at, ms);
-                    }
-                }
+                let figures = ask_all(&contestants[at], options.pods)
+                    .map_err(|e| format!("{}: {e}", contestants[at].name))?;
+                let rows = rows.iter_mut().zip(figures);
+                rows.filter(|_| round >= WARM_UP)
+                    .for_each(|(row, ms)| row.add(at, ms));
             }
         }
         eprintln!("run {} of {} is done", number + 1, options.runs);
@@ -85,14 +83,16 @@ pub(super) fn run(options: &Options) -> Result<(), String> {
         .map_or(Ok(()), |path| report::write(&rows, path))
 }
 
-/// Milliseconds of one answer that has all.
-fn ask(c: &Contestant<'_>, question: Question, pods: usize) -> Result<f64, String> {
-    let start = Instant::now();
-    let count = question(c.node.cri())?;
-    let ms = start.elapsed().as_secs_f64() * 1000.0;
-    if count == pods {
-        Ok(ms)
-    } else {
-        Err(format!("{count} entries for {pods} pods"))
+/// Milliseconds of each answer, which must have all pods.
+fn ask_all(c: &Contestant<'_>, pods: usize) -> Result<[f64; QUESTIONS.len()], String> {
+    let mut figures = [0.0; QUESTIONS.len()];
+    for (figure, (name, question)) in figures.iter_mut().zip(QUESTIONS) {
+        let start = Instant::now();
+        let count = question(c.node.cri()).map_err(|e| format!("{name}: {e}"))?;
+        *figure = start.elapsed().as_secs_f64() * 1000.0;
+        if count != pods {
+            return Err(format!("{name}: {count} entries for {pods} pods"));
+        }
     }
+    Ok(figures)
 }

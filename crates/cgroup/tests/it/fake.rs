@@ -226,40 +226,43 @@ fn statistics_of_v2_are_in_bytes_and_nanoseconds() {
     assert_eq!(stats.io_pressure, None);
 }
 
+/// The files of a container with everything that a kernel counts.
+const WHOLE: &[(&str, &str)] = &[
+    ("memory.current", "5000\n"),
+    ("memory.max", "9000\n"),
+    (
+        "memory.stat",
+        "anon 11\nfile 12\nkernel 16\nfile_mapped 13\nactive_file 14\ninactive_file 6000\npgfault 17\npgmajfault 2\n",
+    ),
+    ("memory.swap.current", "21\n"),
+    ("memory.swap.max", "max\n"),
+    ("memory.peak", "6001\n"),
+    ("memory.events", "low 0\nmax 5\noom 2\noom_kill 3\n"),
+    (
+        "memory.pressure",
+        "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+    ),
+    (
+        "cpu.stat",
+        "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_periods 8\nnr_throttled 2\nthrottled_usec 9\n",
+    ),
+    (
+        "cpu.pressure",
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
+    ),
+    (
+        "io.stat",
+        "8:0 rbytes=4096 wbytes=512 rios=1 wios=2 dbytes=0 dios=0\n8:16 \n",
+    ),
+    ("pids.current", "4\n"),
+    ("pids.max", "64\n"),
+];
+
 #[test]
 fn v2_tells_limits_faults_swap_pressure_and_disks() {
     let tree = tree(&[]);
     let leaf = tree.path().join("wharf/c");
-    for (file, text) in [
-        ("memory.current", "5000\n"),
-        ("memory.max", "9000\n"),
-        (
-            "memory.stat",
-            "anon 11\nfile 12\nkernel 16\nfile_mapped 13\nactive_file 14\ninactive_file 6000\npgfault 17\npgmajfault 2\n",
-        ),
-        ("memory.swap.current", "21\n"),
-        ("memory.swap.max", "max\n"),
-        ("memory.peak", "6001\n"),
-        ("memory.events", "low 0\nmax 5\noom 2\noom_kill 3\n"),
-        (
-            "memory.pressure",
-            "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
-        ),
-        (
-            "cpu.stat",
-            "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_periods 8\nnr_throttled 2\nthrottled_usec 9\n",
-        ),
-        (
-            "cpu.pressure",
-            "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
-        ),
-        (
-            "io.stat",
-            "8:0 rbytes=4096 wbytes=512 rios=1 wios=2 dbytes=0 dios=0\n8:16 \n",
-        ),
-        ("pids.current", "4\n"),
-        ("pids.max", "64\n"),
-    ] {
+    for (file, text) in WHOLE {
         fs::write(leaf.join(file), text).unwrap();
     }
     let cgroup = Cgroups::unified(tree.path(), &["cpu", "memory", "pids", "io"])

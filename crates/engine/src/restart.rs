@@ -1,5 +1,7 @@
 //! What callers see after a restart of the daemon, with a world of tests below.
 
+use wharf_types::Kind;
+
 use crate::fake::{Fake, SOON, container_spec, pod_spec};
 use crate::lifecycle::{MINUTE, ready, running, until_exited};
 use crate::pod::recovered::Recovered;
@@ -230,6 +232,32 @@ async fn a_container_whose_record_is_broken_does_not_run_on_unseen() {
     engine.start_container(&whole).await.unwrap();
     let again = engine.create_container(&pod, container_spec("c")).await;
     again.unwrap();
+    engine.remove_pod(&pod).await.unwrap();
+    assert!(fake.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_driver_ended_over_a_fault_gets_another_one() {
+    let fake = Fake::new();
+    let (engine, pod, id) = running(&fake).await;
+    fake.hold("driver fault");
+    let e = engine.reopen_container_log(&id).await.unwrap_err();
+    assert_eq!(
+        (e.kind(), e.stage()),
+        (Kind::Unavailable, Some("drive pod"))
+    );
+    fake.let_go("driver fault");
+    assert_eq!(
+        engine.container(&id).unwrap().state,
+        ContainerState::Running
+    );
+    // Who asks meanwhile waits for the next driver.
+    let same = engine.run_pod(pod_spec("a")).await.unwrap();
+    assert_eq!(same.to_string(), pod);
+    engine.reopen_container_log(&id).await.unwrap();
+    fake.exit(&id, 4, 0).await;
+    until_exited(&engine, &id).await;
+    assert_eq!(engine.container(&id).unwrap().exit_code, 4);
     engine.remove_pod(&pod).await.unwrap();
     assert!(fake.is_clean());
 }

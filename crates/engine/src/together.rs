@@ -290,3 +290,61 @@ async fn who_was_answered_finds_it_so() {
         assert_eq!(engine.pods().len(), 1);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_without_grace_does_not_wait_for_one_that_has_some() {
+    let fake = Fake::new();
+    fake.holdings().obeys = false;
+    let (engine, _, id) = running(&fake).await;
+    let begin = Instant::now();
+    let stop = |seconds| {
+        let (engine, id) = (engine.clone(), id.clone());
+        let grace = Duration::from_secs(seconds);
+        tokio::spawn(async move { engine.stop_container(&id, grace).await })
+    };
+    let patient = stop(30);
+    fake.reached("signal").await;
+    stop(0).await.unwrap().unwrap();
+    patient.await.unwrap().unwrap();
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    assert_eq!((fake.count("signal"), fake.count("kill")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_meets_a_start_is_answered_and_leaves_the_name_free() {
+    for step in ["prepare pod", "start shim", "attach network", "save pod"] {
+        let fake = Fake::new();
+        let engine = fake.engine();
+        fake.hold(step);
+        let run = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.run_pod(pod_spec("a")).await }
+        });
+        fake.reached(step).await;
+        let records = fake.holdings().pod_records.clone();
+        let id = records.keys().next().unwrap().to_string();
+        let stop = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.stop_pod(&id).await }
+        });
+        tokio::time::sleep(SOON).await;
+        fake.let_go(step);
+        assert!(run.await.unwrap().is_err(), "{step}");
+        stop.await.unwrap().unwrap();
+        assert!(fake.is_clean(), "{step}");
+        engine.run_pod(pod_spec("a")).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_remove_are_answered_when_it_is_gone() {
+    let fake = Fake::new();
+    let (engine, pod, id) = running(&fake).await;
+    let (one, two) = tokio::join!(engine.remove_container(&id), engine.remove_container(&id));
+    one.and(two).unwrap();
+    assert_eq!(fake.count("remove container"), 1);
+    let (one, two) = tokio::join!(engine.remove_pod(&pod), engine.remove_pod(&pod));
+    one.and(two).unwrap();
+    assert_eq!(fake.count("forget pod"), 1);
+    assert!(fake.is_clean());
+}

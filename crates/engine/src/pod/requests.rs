@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wharf_types::{ContainerId, Digest};
+use wharf_types::{ContainerId, Digest, Kind};
 
 use super::containers::update;
 use super::driver::Driver;
@@ -120,6 +120,12 @@ impl Driver {
         };
         match verb {
             Verb::Start(reply) => match slot.state {
+                // After a restart: what its shim may not have must not be written down as started.
+                State::Created if slot.pid.is_none() => {
+                    let text = "the pod's shim has not answered yet: try again";
+                    let silent = StepFailure::new("start container", Kind::Unavailable, text);
+                    answer_one(reply, Err(slot.error(&silent)));
+                }
                 State::Created if self.state == PodState::Ready && slot.exit.is_none() => {
                     slot.starters.push(reply);
                     let now = self.world.now_ns();

@@ -296,6 +296,26 @@ impl Machine {
         }
     }
 
+    /// What was removed without an answer needs no more looks.
+    fn is_over(&self, id: &ContainerId) -> bool {
+        !self.told.keeps_container(id) && !self.held.container_records.contains_key(id)
+    }
+
+    /// Keeps the looks at everything short.
+    pub(super) fn forget_the_gone(&mut self) {
+        let ids = self.told.containers.keys();
+        let over: Vec<_> = ids.filter(|id| self.is_over(id)).cloned().collect();
+        for id in over {
+            self.told.container_is_gone(&id);
+        }
+        let ids = self.told.pods.keys();
+        let over = ids.filter(|id| !self.told.keeps_pod(id) && !self.held.has(id));
+        let over: Vec<_> = over.cloned().collect();
+        for id in over {
+            self.told.pod_is_gone(&id);
+        }
+    }
+
     /// What was on its way as the daemon died may still happen.
     pub(super) fn last_effects(&mut self) {
         for (_, mut parts) in std::mem::take(&mut self.under_way) {

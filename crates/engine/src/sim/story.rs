@@ -81,6 +81,7 @@ fn life(world: &SimWorld, before: Option<Picture>, last: bool) -> Option<Picture
         machine.calm = before.is_some() || last;
         machine.board = None;
         machine.told.forget_stages();
+        machine.forget_the_gone();
         machine.kill_in = match (last, machine.dice.per_mille(800)) {
             (false, true) => 1 + machine.dice.below(600) as u64,
             _ => 0,

@@ -169,9 +169,8 @@ fn translate_ports(t: &mut Transaction<'_>) {
     // Loopback is served by listeners: translated packets to 127.0.0.1 could not come back.
     t.rule("output", "", |e| {
         e.only(Family::Ipv4)
-            .network_header(16, 4, reg(0))
-            .mask(reg(0), &[255, 0, 0, 0])
-            .compare(reg(0), Compare::Equal, &[127, 0, 0, 0])
+            .network_header(16, 1, reg(0))
+            .compare(reg(0), Compare::Equal, &[127])
             .verdict(Verdict::Return);
     });
     t.rule("output", "", |e| {

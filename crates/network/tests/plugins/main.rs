@@ -6,6 +6,7 @@
 mod scene; // a host, its pods, calls of plugins
 
 mod bridge; // pods on a bridge
+mod measure; // how long it takes
 mod ports; // ports of the host that lead to pods
 mod settings; // tuning, bandwidth, firewall
 mod reference; // the same result as the reference plugins

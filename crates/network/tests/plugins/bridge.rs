@@ -270,7 +270,7 @@ fn an_exhausted_range_says_so_and_addresses_go_round() {
     let error = host.add(&more, &chain, &Asks::default()).unwrap_err();
     assert_eq!(error.code, wharf_network::error::TRY_AGAIN);
     assert!(
-        error.msg.contains("10.88.0.1-10.88.0.6") && error.msg.contains("network n"),
+        error.msg.contains("10.88.0.1-10.88.0.6") && error.msg.contains("network wharf-test-n"),
         "{error}"
     );
     host.del(("p2", None), &chain, &Asks::default(), None)

@@ -83,7 +83,8 @@ fn attach_and_detach() {
     }
     let Some(bin) = reference() else { return };
     let host = Host::new();
-    let chain = network(&["10.88.0.0/16"]);
+    let mut chain = network(&["10.88.0.0/16"]);
+    chain["plugins"][0]["ipam"]["dataDir"] = json!(host.directory.path());
     let mut adds = Vec::new();
     for (pod, asks) in pods(&host, "theirs").iter().take(10) {
         let begin = Instant::now();

@@ -460,7 +460,8 @@ pub(crate) fn bridge_network(name: &str, bridge: &str, subnets: &[&str]) -> Valu
         .collect();
     json!({
         "cniVersion": "1.0.0",
-        "name": name,
+        // A name that no plugin of this machine has reserved addresses for.
+        "name": format!("wharf-test-{name}"),
         "plugins": [{
             "type": "bridge",
             "bridge": bridge,

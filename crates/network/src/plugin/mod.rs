@@ -4,7 +4,9 @@ mod config; // a plugin's object, field by field
 mod host; // what they share of the node
 mod loopback; // the pod's own interface
 mod host_local; // addresses
+mod static_addresses; // addresses that are written down
 mod bridge; // a veth to a bridge
+mod ptp; // a veth to the node alone
 mod portmap; // ports of the node
 mod firewall; // what is let through
 mod tuning; // settings of an interface
@@ -46,6 +48,8 @@ impl Plugins {
             Arc::new(loopback::Loopback(host.clone())),
             Arc::new(host_local::HostLocal::new(host.clone())),
             Arc::new(bridge::Bridge(host.clone())),
+            Arc::new(ptp::PointToPoint(host.clone())),
+            Arc::new(static_addresses::StaticAddresses),
             Arc::new(portmap::Portmap(host.clone())),
             Arc::new(firewall::Firewall::new(host.clone())),
             Arc::new(tuning::Tuning(host.clone())),

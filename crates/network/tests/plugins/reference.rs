@@ -210,3 +210,40 @@ fn a_chain_gives_what_the_reference_plugins_give() {
     };
     same(&chain, &asks, &|_| {});
 }
+
+#[test]
+fn a_pod_alone_with_the_node_is_as_with_the_reference_plugins() {
+    if !needs_root("a_pod_alone_with_the_node") {
+        return;
+    }
+    let mut chain = bridge_network("n", "unused", &["10.88.0.0/24", "fd00:88::/64"]);
+    let ipam = chain["plugins"][0]["ipam"].clone();
+    chain["plugins"] = json!([{ "type": "ptp", "mtu": 1400, "ipam": ipam }]);
+    same(&chain, &Asks::default(), &|_| {});
+    let written = json!({
+        "type": "static",
+        "addresses": [
+            { "address": "10.88.0.9/24", "gateway": "10.88.0.1" },
+            { "address": "fd00:88::9/64", "gateway": "fd00:88::1" },
+        ],
+        "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "fd00:1::/48", "gw": "fd00:88::1" }],
+        "dns": { "nameservers": ["10.0.0.53"], "domain": "a.b" },
+    });
+    let mut chain = bridge_network("n", "cni0", &[]);
+    chain["plugins"][0]["ipam"] = written;
+    same(&chain, &Asks::default(), &|_| {});
+    // And packets find their way.
+    let host = Host::new();
+    let mut chain = bridge_network("n", "unused", &["10.88.0.0/24"]);
+    let ipam = chain["plugins"][0]["ipam"].clone();
+    chain["plugins"] = json!([{ "type": "ptp", "ipMasq": true, "ipam": ipam }]);
+    let (a, b) = (host.pod("a"), host.pod("b"));
+    let first = host.add(&a, &chain, &Asks::default()).unwrap();
+    let second = host.add(&b, &chain, &Asks::default()).unwrap();
+    host.check(&a, &chain, &Asks::default(), &first).unwrap();
+    let to = crate::bridge::address(&second, false);
+    let server = b.run(|| std::net::TcpListener::bind((to, 0)));
+    let at = server.local_addr().unwrap();
+    let from = crate::bridge::talk(server, &a, at);
+    assert_eq!(from.ip(), crate::bridge::address(&first, false));
+}

@@ -19,6 +19,7 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
@@ -28,6 +29,7 @@ const TABLE_MAIN: u32 = 254;
 const PROTOCOL_BOOT: u8 = 3;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
+const SCOPE_NOWHERE: u8 = 255;
 const UNICAST: u8 = 1;
 const ONLINK: u32 = 4;
 
@@ -54,6 +56,8 @@ pub struct NewRoute {
     pub advmss: Option<u32>,
     /// Whether the gateway is on the interface though no address says so.
     pub onlink: bool,
+    /// The own address that packets by it have; `None`: the kernel chooses.
+    pub source: Option<IpAddr>,
 }
 
 impl NewRoute {
@@ -71,6 +75,7 @@ impl NewRoute {
             mtu: None,
             advmss: None,
             onlink: false,
+            source: None,
         }
     }
 }
@@ -87,7 +92,7 @@ pub fn add_route(batch: &mut Batch, route: &NewRoute) {
     push(batch, NEWROUTE, flags, route);
 }
 
-/// Removes a route. `ESRCH` when it is not there.
+/// Removes a route, whoever made it. `ESRCH` when it is not there.
 pub fn delete_route(batch: &mut Batch, route: &NewRoute) {
     push(batch, DELROUTE, 0, route);
 }
@@ -102,9 +107,14 @@ fn push(batch: &mut Batch, kind: u16, flags: u16, route: &NewRoute) {
         SCOPE_LINK
     };
     fixed[4] = u8::try_from(route.table.unwrap_or(TABLE_MAIN)).unwrap_or(0);
-    fixed[5] = PROTOCOL_BOOT;
-    fixed[6] = route.scope.unwrap_or(near);
-    fixed[7] = UNICAST;
+    if kind == NEWROUTE {
+        fixed[5] = PROTOCOL_BOOT;
+        fixed[6] = route.scope.unwrap_or(near);
+        fixed[7] = UNICAST;
+    } else {
+        // Whoever made it, and however far it leads.
+        fixed[6] = route.scope.unwrap_or(SCOPE_NOWHERE);
+    }
     let on = if route.onlink { ONLINK } else { 0 };
     fixed[8..].copy_from_slice(&on.to_ne_bytes());
     batch.push(kind, flags, &fixed, |w| {
@@ -113,6 +123,9 @@ fn push(batch: &mut Batch, kind: u16, flags: u16, route: &NewRoute) {
             w.raw(RTA_GATEWAY, &octets(gateway));
         }
         w.u32(RTA_OIF, route.index);
+        if let Some(source) = route.source {
+            w.raw(RTA_PREFSRC, &octets(source));
+        }
         if route.priority != 0 {
             w.u32(RTA_PRIORITY, route.priority);
         }

@@ -16,8 +16,8 @@ use wharf_sys::netlink::{
 use wharf_sys::nft::{Element, range, value};
 
 use self::config::{Config, wished_mac};
-use self::gateway::uplink_mtu;
-use self::wire::{Setup, set_up};
+pub(super) use self::gateway::{forward, uplink_mtu};
+pub(super) use self::wire::{Setup, set_up};
 use super::host::{Host, failed, netns_of, octets, owner, send, socket_of, veth_for};
 use crate::builtin::{Attachment, Builtin, Invocation, Netns};
 use crate::error::CniError;

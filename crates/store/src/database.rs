@@ -3,6 +3,7 @@
 //! Removing an image must work on a full disk, and every write needs new pages first. So a reserve
 //! lies beside the database: it is given up when the disk is full, and taken again afterwards.
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -60,9 +61,21 @@ pub(crate) struct Records {
 
 impl Records {
     /// Opens or makes the file; the second value is what is in it.
+    ///
+    /// What is damaged is told as corrupt, wherever the damage is: redb panics on some of it.
     pub(crate) fn open(path: &Path) -> Result<(Self, Contents), StoreError> {
+        let opened = catch_unwind(|| Self::open_whole(path));
+        opened.unwrap_or_else(|_panicked| Err(damaged(path)))
+    }
+
+    fn open_whole(path: &Path) -> Result<(Self, Contents), StoreError> {
+        let mut db = Database::create(path).map_err(|e| failed("open", path, e))?;
+        let whole = db.check_integrity().map_err(|e| failed("check", path, e))?;
+        if !whole {
+            return Err(damaged(path));
+        }
         let records = Self {
-            db: Mutex::new(None),
+            db: Mutex::new(Some(db)),
             path: path.to_owned(),
         };
         records.apply(&[])?;
@@ -218,6 +231,11 @@ fn parse_name(key: &str) -> Result<Name, StoreError> {
         namespace: namespace.to_owned(),
         reference: reference.parse().map_err(|e| wrong(format!("{e}")))?,
     })
+}
+
+fn damaged(path: &Path) -> StoreError {
+    let what = "its checksums are not those of its pages".to_owned();
+    failed("check", path, redb::Error::Corrupted(what))
 }
 
 fn failed(action: &'static str, path: &Path, error: impl Into<redb::Error>) -> StoreError {

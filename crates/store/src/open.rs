@@ -147,6 +147,12 @@ fn rebuild(
         }
     }
     if !changes.is_empty() {
+        let (images, layers) = (contents.images.len(), contents.layers.len());
+        tracing::warn!(
+            images,
+            layers,
+            "the database was made anew from what lies beside images and layers"
+        );
         records.apply(&changes)?;
     }
     Ok((records, contents))

@@ -180,6 +180,39 @@ fn a_lost_or_broken_database_is_made_anew_from_the_sidecars() {
 }
 
 #[test]
+fn a_database_that_was_scribbled_over_anywhere_opens_with_all_images() {
+    let node = Node::new();
+    let store = node.open();
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let name = format!("layer{n}");
+        let one = layer(&store, &name, facts(1), |dir| {
+            fs::write(dir.join("f"), "abc").unwrap();
+        });
+        let tag = format!("x/y:{n}");
+        ids.push(commit(&store, &name, &tag, &[one], &[&name]));
+    }
+    ids.sort();
+    drop(store);
+    let path = node.root().join("store.redb");
+    let good = fs::read(&path).unwrap();
+    let used = |page: &[u8]| page.iter().any(|b| *b != 0);
+    let pages: Vec<_> = (0..good.len() / 4096)
+        .filter(|n| used(&good[n * 4096..(n + 1) * 4096]))
+        .collect();
+    assert!(pages.len() > 5, "{pages:?}");
+    for page in pages {
+        let mut bad = good.clone();
+        bad[page * 4096..(page + 1) * 4096].fill(0xa5);
+        fs::write(&path, bad).unwrap();
+        let store = node.open();
+        let found: Vec<_> = store.images().iter().map(|image| image.id).collect();
+        assert_eq!(found, ids, "page {page}");
+        assert!(ids.iter().all(|id| store.image(id).unwrap().1.len() == 1));
+    }
+}
+
+#[test]
 fn an_image_whose_layer_is_lost_is_forgotten_so_that_a_pull_repairs_it() {
     let node = Node::new();
     let store = node.open();

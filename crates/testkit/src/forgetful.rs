@@ -51,7 +51,7 @@ struct Memory {
 #[derive(Debug)]
 pub struct Forgetful {
     memory: Arc<Mutex<Memory>>,
-    device: PathBuf,
+    device: Option<Loop>,
     file: PathBuf,
     server: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -98,18 +98,21 @@ impl Forgetful {
             .spawn(move || serve(fuse, &served))?;
         let mut disk = Self {
             memory,
-            device: PathBuf::new(),
+            device: None,
             file,
             server: Some(server),
             _dir: dir,
         };
-        disk.device = attach(&disk.file)?;
+        disk.device = Some(Loop::on(&disk.file)?);
         Ok(disk)
     }
 
     /// The block device.
+    ///
+    /// # Panics
+    /// Never: it is there from the beginning.
     pub fn device(&self) -> &Path {
-        &self.device
+        self.device.as_ref().expect("it was attached").device()
     }
 
     /// How many writes and barriers there were so far.
@@ -167,9 +170,7 @@ fn surviving(base: &[u8], events: &[Event], seed: u64) -> Vec<u8> {
 
 impl Drop for Forgetful {
     fn drop(&mut self) {
-        if !self.device.as_os_str().is_empty() {
-            detach(&self.device);
-        }
+        drop(self.device.take());
         // By force: the connection ends, although namespaces that were made meanwhile have copies of the
         // mount; and with it the server.
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
@@ -183,25 +184,40 @@ impl Drop for Forgetful {
     }
 }
 
-/// Puts a loop device on a file and gives its path.
-///
-/// # Errors
-/// None is free, or losetup is missing.
-pub fn attach(file: &Path) -> io::Result<PathBuf> {
-    let mut losetup = Command::new("losetup");
-    let out = losetup.args(["--find", "--show"]).arg(file).output()?;
-    if !out.status.success() {
-        let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        return Err(io::Error::other(format!("losetup: {}", text.trim())));
+/// A block device that is a file. It goes with the value; where it is mounted then, with its last mount.
+#[derive(Debug)]
+pub struct Loop(PathBuf);
+
+impl Loop {
+    /// Puts a free loop device on `file`.
+    ///
+    /// # Errors
+    /// None is free, or losetup is missing.
+    pub fn on(file: &Path) -> io::Result<Self> {
+        let mut losetup = Command::new("losetup");
+        let out = losetup.args(["--find", "--show"]).arg(file).output()?;
+        if !out.status.success() {
+            let text = String::from_utf8_lossy(&out.stderr).into_owned();
+            return Err(io::Error::other(format!("losetup: {}", text.trim())));
+        }
+        Ok(Self(String::from_utf8_lossy(&out.stdout).trim().into()))
     }
-    Ok(String::from_utf8_lossy(&out.stdout).trim().into())
+
+    /// Its path.
+    pub fn device(&self) -> &Path {
+        &self.0
+    }
 }
 
-/// Takes a loop device from its file; where it is mounted, with its last mount.
-pub fn detach(device: &Path) {
-    let done = Command::new("losetup").arg("--detach").arg(device).status();
-    if !done.is_ok_and(|status| status.success()) {
-        eprintln!("testkit: {} stays", device.display());
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let done = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.0)
+            .status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("testkit: {} stays", self.0.display());
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use tonic::{Code, Status};
 use wharf_testkit::cri;
 use wharf_testkit::faults::Fault;
-use wharf_testkit::forgetful;
+use wharf_testkit::forgetful::Loop;
 use wharf_testkit::image::{Image, Layer};
 use wharf_testkit::tar::Entry;
 use wharf_testkit::wait;
@@ -23,7 +23,7 @@ const READS: [&str; 2] = ["pull: layer verified", "pull: piece of a layer taken"
 
 /// A file system of its own for what a node keeps, in memory.
 struct Small {
-    device: PathBuf,
+    device: Loop,
     _dir: tempfile::TempDir,
 }
 
@@ -39,21 +39,17 @@ impl Small {
         mkfs.args(["-q", "-F", "-m", "0"]).args(more).arg(&file);
         assert!(mkfs.status().unwrap().success());
         Self {
-            device: forgetful::attach(&file).unwrap(),
+            device: Loop::on(&file).unwrap(),
             _dir: dir,
         }
     }
 }
 
-impl Drop for Small {
-    fn drop(&mut self) {
-        forgetful::detach(&self.device);
-    }
-}
-
 fn scene(test: &str, disk: &Small) -> Scene {
     let options = "noinit_itable";
-    let scene = Scene::built(test, |node| node.faults().disk(&disk.device, options));
+    let scene = Scene::built(test, |node| {
+        node.faults().disk(disk.device.device(), options)
+    });
     let scene = scene.expect("root, as was asked before");
     scene.registry.add("it/busybox", "1", &busybox());
     scene.registry.add("it/wanted", "1", &wanted());

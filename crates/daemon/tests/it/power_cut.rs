@@ -9,7 +9,7 @@ use std::process::Command;
 
 use wharf_store::{Durability, Store};
 use wharf_testkit::cri;
-use wharf_testkit::forgetful::{self, Dice, Forgetful};
+use wharf_testkit::forgetful::{Dice, Forgetful, Loop};
 use wharf_testkit::image::{Builder, Flavour, Image, Layer};
 use wharf_testkit::machine;
 use wharf_testkit::node::Node;
@@ -202,8 +202,8 @@ fn after_a_power_cut_what_was_answered_is_there_and_nothing_half_made_is_seen() 
         let cut = format!("seed {seed}, moment {moment} of {begin} to {end}");
         let file = dir.path().join("cut");
         disk.cut(moment, seed, &file).unwrap();
-        let device = forgetful::attach(&file).unwrap();
-        node.mount_root(&device, "noinit_itable").unwrap();
+        let device = Loop::on(&file).unwrap();
+        node.mount_root(device.device(), "noinit_itable").unwrap();
         look(&node.root_from_here(), &expected, &cut);
         if seed % DAEMON_EVERY == 0 {
             // Records of pods and containers are readable, or absent.
@@ -214,7 +214,7 @@ fn after_a_power_cut_what_was_answered_is_there_and_nothing_half_made_is_seen() 
         } else {
             node.unmount_root().unwrap();
         }
-        forgetful::detach(&device);
+        drop(device);
     }
     println!("{end} writes and barriers, {demanded} times an image had to be there");
     assert!(demanded > 10, "the cuts show something");

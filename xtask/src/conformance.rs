@@ -109,7 +109,7 @@ impl Court {
     fn open(subject: Subject, release: bool) -> Result<Self, String> {
         let mut node = Node::of(subject);
         match subject {
-            Subject::Wharf => node = node.programs(build(release)?),
+            Subject::Wharf => node = node.programs(build(release)?).network("default"),
             Subject::Containerd => {
                 if let Some(missing) = containerd::missing() {
                     return Err(format!("no {missing} in $RIG/bin or PATH"));

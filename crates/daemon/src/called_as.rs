@@ -24,7 +24,7 @@ pub(crate) fn another() -> Option<ExitCode> {
     if name == "wharf" || std::env::var_os("CNI_COMMAND").is_none() {
         return None;
     }
-    let plugins = Plugins::new(&PluginsConfig {
+    let plugins = Plugins::for_program(&PluginsConfig {
         root: PLUGINS_ROOT.into(),
         state: PLUGINS_STATE.into(),
     });

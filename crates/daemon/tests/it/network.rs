@@ -342,3 +342,72 @@ fn pods_of_the_official_plugins_can_be_reached_and_leave_nothing() {
     let none = || Ok(!links()?.contains("veth"));
     assert!(wait::until(SOON, none).unwrap(), "{:?}", links());
 }
+
+/// The node's own default network, with no plugin program and no rule of iptables on the machine.
+#[test]
+fn pods_of_the_default_network_have_both_families_ports_of_the_node_and_leave_nothing() {
+    let Some(scene) = Scene::built("pods_of_the_default", |node| node.network("default")) else {
+        return;
+    };
+    scene
+        .registry
+        .add("it/busybox", "1", &crate::scene::busybox());
+    scene.cri().pull(crate::scene::BUSYBOX).unwrap();
+    await_ready(&scene, true);
+    let place = scene.node.place().clone();
+    let reach = |ip: &str, port: u16| {
+        let address = (ip.parse::<std::net::IpAddr>().unwrap(), port).into();
+        place.in_net(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))
+    };
+    let mut scene = scene;
+    let ids: Vec<String> = {
+        let pod = scene.pod_with("web", |p| {
+            p.port_mappings = vec![wharf_api::v1::PortMapping {
+                container_port: 80,
+                host_port: 12080,
+                ..Default::default()
+            }];
+        });
+        pod.run(&shell("httpd", "exec httpd -f -p 80"));
+        let network = pod.status().network.unwrap();
+        let second = &network.additional_ips[0].ip;
+        for (ip, port) in [
+            (network.ip.as_str(), 80),
+            (second, 80),
+            ("127.0.0.1", 12080),
+            ("::1", 12080),
+        ] {
+            let reached = wait::until(SOON, || Ok(reach(ip, port).is_ok())).unwrap();
+            assert!(reached, "{ip} {port}: {:?}", reach(ip, port));
+        }
+        let taken = scene.pod_config("second", |p| {
+            p.port_mappings.clone_from(&pod.config.port_mappings)
+        });
+        let refused = scene.cri().run_pod(&taken, "").unwrap_err();
+        assert!(refused.message().contains("12080"), "{refused:?}");
+        let other = scene.pod("client");
+        let said = other.script("wget", &format!("wget -q -O - http://{}/ 2>&1", network.ip));
+        assert!(said.contains("404"), "{said}");
+        vec![pod.id.clone(), other.id.clone()]
+    };
+    // A new daemon knows what is attached, and serves its ports.
+    scene.node.restart().unwrap();
+    await_ready(&scene, true);
+    let reached = wait::until(SOON, || Ok(reach("127.0.0.1", 12080).is_ok())).unwrap();
+    assert!(reached, "{:?}", reach("127.0.0.1", 12080));
+    for id in &ids {
+        scene.cri().stop_pod(id).unwrap();
+        scene.cri().remove_pod(id).unwrap();
+    }
+    let links = || {
+        let mut list = place.command("/bin/sh");
+        let said = list
+            .args(["-c", "ip -o link; ls /run/netns"])
+            .output()?
+            .stdout;
+        std::io::Result::Ok(String::from_utf8_lossy(&said).into_owned())
+    };
+    let none = || Ok(!links()?.contains("veth") && !links()?.contains("wharf-"));
+    assert!(wait::until(SOON, none).unwrap(), "{:?}", links());
+    reach("127.0.0.1", 12080).unwrap_err();
+}

@@ -3,12 +3,13 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 use tonic::Code;
 use wharf_api::v1::{NamespaceMode, StatusRequest, StatusResponse};
+use wharf_testkit::faults::Fault;
 use wharf_testkit::{cache, wait};
 
 use crate::scene::{SOON, Scene, pod_security, shell};
@@ -39,7 +40,7 @@ struct Net {
 impl Net {
     fn begin(test: &str) -> Option<Self> {
         let more = "builtin = false\ngrace_seconds = 0\n";
-        let scene = Scene::built(test, |node| node.network("cni").config(more))?;
+        let scene = Scene::built(test, |node| node.network("cni").config(more).faults())?;
         let notes = scene.node.dir().join("notes");
         fs::create_dir(&notes).unwrap();
         fs::create_dir(scene.node.cni_bin()).unwrap();
@@ -233,6 +234,66 @@ fn what_was_attached_before_the_daemon_died_is_taken_down_by_its_record() {
 }
 
 #[test]
+fn a_daemon_that_dies_or_fails_at_any_step_of_a_network_leaves_nothing_attached() {
+    let Some(net) = Net::begin("a_daemon_that_dies_or_fails") else {
+        return;
+    };
+    let mut net = net.configured();
+    let kill_and_error = [Fault::Kill, Fault::Error(5)];
+    let points = [
+        "attach network: the intent was recorded",
+        "attach network: a plugin has run",
+        "attach network: the result was recorded",
+        "detach network: the plugins have run",
+    ];
+    for (n, (point, fault)) in points
+        .iter()
+        .flat_map(|point| kill_and_error.map(|fault| (point, fault)))
+        .enumerate()
+    {
+        let what = format!("{point}: {fault:?}");
+        let before = net.calls().len();
+        let faults = net.scene.node.faults();
+        faults.plan(point, 1, fault).unwrap();
+        let config = net.scene.pod_config(&format!("p{n}"), |_| {});
+        // Either fails on the way, or the daemon is gone.
+        if let Ok(id) = net.scene.cri().run_pod(&config, "") {
+            drop(net.scene.cri().stop_pod(&id));
+        }
+        assert!(
+            faults.hits().unwrap().contains_key(*point),
+            "{what}: not passed"
+        );
+        if fault == Fault::Kill {
+            // What it had planned is not for the next one.
+            fs::remove_file(faults.dir().join("plan")).unwrap();
+            net.scene.node.restart().unwrap();
+            net.ready(true);
+        }
+        // Kubelet's next words: everything of before goes, a new attempt comes.
+        let gone = || Ok(net.scene.cri().remove_all_pods().is_ok());
+        assert!(wait::until(SOON, gone).unwrap(), "{what}");
+        let records = net.scene.node.root().join("network/attachments");
+        let none = || Ok(fs::read_dir(&records)?.count() == 0);
+        assert!(
+            wait::until(SOON, none).unwrap(),
+            "{what}: {:?}",
+            fs::read_dir(&records)
+        );
+        let calls = net.calls().split_off(before);
+        assert!(
+            calls.last().unwrap().starts_with("DEL"),
+            "{what}: {calls:?}"
+        );
+        let pod = net.scene.pod(&format!("q{n}"));
+        assert_eq!(pod.status().network.unwrap().ip, "10.9.8.7", "{what}");
+        pod.end();
+    }
+    let names = net.scene.node.place().netns_names().unwrap();
+    assert_eq!(fs::read_dir(names).unwrap().count(), 0);
+}
+
+#[test]
 fn a_hung_plugin_keeps_only_its_own_pod_waiting() {
     let Some(net) = Net::begin("a_hung_plugin") else {
         return;
@@ -273,6 +334,23 @@ fn pods_of_the_official_plugins_can_be_reached_and_leave_nothing() {
         println!("skipped: {test}: no CNI plugins beside containerd in $RIG/bin or PATH");
         return;
     };
+    reached_and_gone(test, |bin| symlink(&plugins, bin).unwrap());
+}
+
+/// flannel and multus start other plugins by exec: ours answers by their names.
+#[test]
+fn pods_of_our_own_binary_called_as_plugins_can_be_reached_and_leave_nothing() {
+    let own = |bin: &Path| {
+        fs::create_dir(bin).unwrap();
+        for name in ["bridge", "host-local"] {
+            symlink(env!("CARGO_BIN_EXE_wharf"), bin.join(name)).unwrap();
+        }
+    };
+    reached_and_gone("pods_of_our_own_binary", own);
+}
+
+/// A dual-stack bridge made by programs that `programs` puts into a folder.
+fn reached_and_gone(test: &str, programs: impl FnOnce(&Path)) {
     let built =
         |node: wharf_testkit::node::Builder| node.network("cni").config("builtin = false\n");
     let Some(scene) = Scene::built(test, built) else {
@@ -282,7 +360,7 @@ fn pods_of_the_official_plugins_can_be_reached_and_leave_nothing() {
         .registry
         .add("it/busybox", "1", &crate::scene::busybox());
     scene.cri().pull(crate::scene::BUSYBOX).unwrap();
-    symlink(plugins, scene.node.cni_bin()).unwrap();
+    programs(&scene.node.cni_bin());
     let ipam = scene.node.dir().join("ipam");
     let text = serde_json::json!({"cniVersion": "1.1.0", "name": "official", "plugins": [{
         "type": "bridge", "bridge": "cni0", "isGateway": true,
@@ -333,7 +411,11 @@ fn pods_of_the_official_plugins_can_be_reached_and_leave_nothing() {
     assert_eq!(leases(), 2);
     other.end();
     pod.end();
-    assert_eq!(leases(), 0);
+    assert!(
+        wait::until(SOON, || Ok(leases() == 0)).unwrap(),
+        "{}",
+        leases()
+    );
     let links = || {
         let mut list = scene.node.place().command("/bin/sh");
         let said = list.args(["-c", "ip -o link"]).output()?.stdout;

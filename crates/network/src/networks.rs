@@ -398,7 +398,11 @@ impl Inner {
         let problems = found.problems.iter().map(ToString::to_string);
         let problems: Vec<String> = problems.take(STATUS_ITEMS_MAX).collect();
         let settled = match &found.network {
-            Some(source) => Ok(self.attachments.runner().settle(source)),
+            Some(source) => match self.unchanged(source) {
+                // Programs are not asked for their versions again and again.
+                Some(network) => Ok(network),
+                None => Ok(self.attachments.runner().settle(source)),
+            },
             None if self.config.default_network => default_network::remembered(&self.config.root)
                 .map(|subnets| self.own(&subnets))
                 .map_err(|e| format!("no addresses for the default network: {e}")),
@@ -426,6 +430,17 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// The network that was settled from this very source, if it is ready.
+    fn unchanged(&self, source: &Arc<Network>) -> Option<Network> {
+        let shown = lock(&self.shown);
+        let same = shown
+            .source
+            .as_ref()
+            .is_some_and(|s| Arc::ptr_eq(s, source));
+        let network = shown.network.as_deref()?;
+        (same && shown.readiness.is_ready()).then(|| network.clone())
     }
 
     fn nothing(&self, found: &Found) -> String {

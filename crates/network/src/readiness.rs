@@ -54,6 +54,11 @@ impl Readiness {
         }
     }
 
+    /// Whether the last look found it ready.
+    pub fn is_ready(&self) -> bool {
+        self.last == Finding::Ready
+    }
+
     /// Whether it was ready a short while ago.
     pub fn in_grace(&self, now: Instant) -> bool {
         self.was_ready

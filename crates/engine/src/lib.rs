@@ -11,6 +11,7 @@ pub mod spec; // what callers ask for
 pub mod view; // what readers see
 pub mod error; // why not
 pub mod config; // what the engine is told once
+mod reserve; // space on a full disk
 pub mod record; // what the disk knows
 pub mod world; // what drivers do to the machine
 pub mod board; // where pictures are published

@@ -19,6 +19,7 @@ use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind, PodId};
 
 use crate::limits::{RECORD_FILE_MAX, RECORD_MAX};
+use crate::reserve::Reserve;
 use crate::spec::{ContainerSpec, PodSpec, ResourceSpec};
 use crate::view::{ContainerFacts, NetworkView};
 
@@ -227,6 +228,7 @@ impl ContainerRecord {
 #[derive(Debug, Clone)]
 pub struct Records {
     pods: PathBuf,
+    reserve: Arc<Reserve>,
 }
 
 impl Records {
@@ -238,7 +240,8 @@ impl Records {
     pub fn open(root: &Path) -> Result<Self, RecordError> {
         let pods = root.join("pods");
         std::fs::create_dir_all(&pods).map_err(io("create", &pods))?;
-        Ok(Self { pods })
+        let reserve = Arc::new(Reserve::at(&root.join("records.reserve")));
+        Ok(Self { pods, reserve })
     }
 
     /// Writes a pod's record, and its directory when it is the first.
@@ -256,7 +259,7 @@ impl Records {
             _ => {}
         }
         point("save record: pod's directory made").map_err(io("create", &dir))?;
-        save(&dir.join("pod.json"), &bytes)
+        self.save(&dir.join("pod.json"), &bytes)
     }
 
     /// Writes a container's record.
@@ -267,7 +270,23 @@ impl Records {
     pub fn save_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
         let bytes = encode("container", record.id.as_str(), record)?;
         let dir = self.pods.join(record.pod.as_str());
-        save(&dir.join(format!("{}.json", record.id)), &bytes)
+        self.save(&dir.join(format!("{}.json", record.id)), &bytes)
+    }
+
+    /// Writes a record whole or not at all. For one that exists there is space on a full disk, too.
+    fn save(&self, path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+        let saved = match save(path, bytes) {
+            Err(RecordError::Io { source, .. })
+                if wharf_store::is_full(&source) && path.exists() && self.reserve.release() =>
+            {
+                save(path, bytes)
+            }
+            saved => saved,
+        };
+        if saved.is_ok() {
+            self.reserve.take();
+        }
+        saved
     }
 
     /// Whether a container's record could be written, as far as its size goes.

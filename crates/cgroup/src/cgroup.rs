@@ -277,15 +277,9 @@ impl Cgroup {
                 problem: "a leaf's name has no slash",
             });
         }
-        let chosen = self
-            .groups
-            .iter()
-            .position(|group| group.version == Version::V2)
-            .or_else(|| self.groups.iter().position(|group| group.has("freezer")))
-            .or_else(|| self.groups.iter().position(|group| group.has("pids")))
-            .ok_or_else(|| {
-                CgroupError::Unsupported("a leaf without cgroup v2 or freezer".into())
-            })?;
+        let chosen = self.place_of_leaves().ok_or_else(|| {
+            CgroupError::Unsupported("a leaf without cgroup v2 or freezer".into())
+        })?;
         let mut groups = Vec::new();
         for (at, group) in self.groups.iter().enumerate() {
             if at != chosen {
@@ -309,6 +303,42 @@ impl Cgroup {
             groups.push(leaf);
         }
         Ok(Cgroup { path, groups })
+    }
+
+    /// Which of its groups has leaves.
+    fn place_of_leaves(&self) -> Option<usize> {
+        let groups = || self.groups.iter();
+        groups()
+            .position(|group| group.version == Version::V2)
+            .or_else(|| groups().position(|group| group.has("freezer")))
+            .or_else(|| groups().position(|group| group.has("pids")))
+    }
+
+    /// The names of the leaves that it has, also of those that another process of ours made. Cgroups
+    /// that its own processes made there are among them.
+    ///
+    /// # Errors
+    /// The directory cannot be read; a removed cgroup has none.
+    pub fn leaves(&self) -> Result<Vec<String>, CgroupError> {
+        let Some(group) = self.place_of_leaves().and_then(|at| self.groups.get(at)) else {
+            return Ok(Vec::new());
+        };
+        let failed = |error: std::io::Error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            io_error("list", &group.path, errno)
+        };
+        let entries = match std::fs::read_dir(&group.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(names)
     }
 
     /// The group by which its processes are found, frozen and killed.

@@ -87,6 +87,7 @@ impl Fake {
             pods.map(|record| Recovered {
                 containers: containers(&record.id),
                 record,
+                newer: None,
             })
             .collect()
         };
@@ -445,6 +446,7 @@ impl World for Fake {
     fn collect_container(&self, _container: ContainerRef) -> Step<Remains> {
         self.step("collect", |h| Remains {
             oom_killed: h.held.contains("oom"),
+            ended: None,
         })
     }
 

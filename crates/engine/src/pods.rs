@@ -13,6 +13,7 @@ use crate::container::slot::{Reply, step_error};
 use crate::error::RequestError;
 use crate::limits::{LABELS_MAX, PODS_MAX, REQUESTS_PER_POD_MAX, RETRY_FIRST, RETRY_LAST};
 use crate::pod::driver::{Driver, Surroundings};
+use crate::pod::foreign;
 use crate::pod::recovered::Recovered;
 use crate::pod::request::{Request, Verb};
 use crate::record::{PodPhase, PodRecord, VERSION};
@@ -441,6 +442,11 @@ impl Supervisor {
 async fn drive(around: Surroundings, origin: Origin, asked: Option<oneshot::Sender<()>>) {
     let driver = match origin {
         Origin::New(record) => Driver::start(around, *record),
+        Origin::Found(found) if found.newer.is_some() => {
+            let refusals = foreign::hold(around, *found);
+            drop(asked);
+            return refusals.await;
+        }
         Origin::Found(found) => {
             let mut driver = Driver::recover(around, *found);
             driver.adopt_now().await;

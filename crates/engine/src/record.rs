@@ -20,7 +20,7 @@ use wharf_types::{ContainerId, Kind, PodId};
 
 use crate::limits::{RECORD_FILE_MAX, RECORD_MAX};
 use crate::reserve::Reserve;
-use crate::spec::{ContainerSpec, PodSpec, ResourceSpec};
+use crate::spec::{ContainerSpec, PodMetadata, PodSpec, ResourceSpec};
 use crate::view::{ContainerFacts, NetworkView};
 
 /// How far a pod has come, as far as the disk needs to know.
@@ -132,6 +132,18 @@ pub enum RecordError {
         /// What is wrong.
         source: serde_json::Error,
     },
+    /// The file was written by a later release.
+    #[error(
+        "{path} was written by a later wharf: its form is {version}, and this wharf knows {VERSION}"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Version of its form.
+        version: u32,
+        /// The pod's name, as far as it can be read.
+        metadata: Box<PodMetadata>,
+    },
     /// The file is larger than any record of ours.
     #[error("{path} is over the limit of {RECORD_FILE_MAX} bytes")]
     TooBig {
@@ -157,6 +169,7 @@ impl RecordError {
         match self {
             Self::Io { source, .. } => crate::error::io_kind(source),
             Self::Malformed { .. } | Self::TooBig { .. } => Kind::Internal,
+            Self::Newer { .. } => Kind::Unsupported,
             Self::Unreadable { .. } => Kind::Exhausted,
         }
     }
@@ -502,7 +515,38 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecordError> {
             path: path.to_owned(),
         });
     }
-    serde_json::from_slice(&bytes).map_err(|source| RecordError::Malformed {
+    let form: Form = parse(path, &bytes)?;
+    if form.version > VERSION {
+        // Of what comes later only the name is looked for.
+        let named: Option<Named> = serde_json::from_slice(&bytes).ok();
+        return Err(RecordError::Newer {
+            path: path.to_owned(),
+            version: form.version,
+            metadata: Box::new(named.map(|named| named.spec.metadata).unwrap_or_default()),
+        });
+    }
+    parse(path, &bytes)
+}
+
+/// What every form of record has.
+#[derive(Deserialize)]
+struct Form {
+    version: u32,
+}
+
+/// Where every form of a pod's record has had its name.
+#[derive(Deserialize)]
+struct Named {
+    spec: NamedSpec,
+}
+
+#[derive(Deserialize)]
+struct NamedSpec {
+    metadata: PodMetadata,
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(path: &Path, bytes: &[u8]) -> Result<T, RecordError> {
+    serde_json::from_slice(bytes).map_err(|source| RecordError::Malformed {
         path: path.to_owned(),
         source,
     })

@@ -7,6 +7,7 @@ use crate::lifecycle::{MINUTE, ready, running, until_exited};
 use crate::pod::recovered::Recovered;
 use crate::record::Records;
 use crate::view::{ContainerState, PodState};
+use crate::world::ShimEvent;
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_finds_everything_as_it_is() {
@@ -153,6 +154,30 @@ async fn a_shim_that_falls_silent_makes_its_own_pod_unknown_until_it_answers() {
         engine.container(&id).unwrap().state,
         ContainerState::Running
     );
+    engine.remove_pod(&pod).await.unwrap();
+    assert!(fake.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shim_that_only_cuts_us_off_is_found_again() {
+    let fake = Fake::new();
+    let (engine, pod, id) = running(&fake).await;
+    // One ends meanwhile: that it did is told by what the shim holds.
+    let short = engine.create_container(&pod, container_spec("short")).await;
+    let short = short.unwrap().to_string();
+    engine.start_container(&short).await.unwrap();
+    let events = fake.holdings().shims.get(&pod.parse().unwrap()).cloned();
+    fake.holdings()
+        .processes
+        .get_mut(&short.parse().unwrap())
+        .unwrap()
+        .2 = Some(5);
+    events.unwrap().send(ShimEvent::Lost).await.unwrap();
+    until_exited(&engine, &short).await;
+    assert_eq!(engine.container(&short).unwrap().exit_code, 5);
+    let state = engine.container(&id).unwrap().state;
+    assert_eq!(state, ContainerState::Running);
+    assert_eq!(engine.pod(&pod).unwrap().state, PodState::Ready);
     engine.remove_pod(&pod).await.unwrap();
     assert!(fake.is_clean());
 }

@@ -201,6 +201,19 @@ pub enum ExecEnd {
 pub struct Remains {
     /// The kernel killed a process of it for want of memory.
     pub oom_killed: bool,
+    /// How its init ended, of one whose shim is gone.
+    pub ended: Option<SeenEnd>,
+}
+
+/// How a process ended, as the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenEnd {
+    /// Exit status, or 128 + signal.
+    pub code: i32,
+    /// The signal, or 0.
+    pub signal: i32,
+    /// When, in nanoseconds since 1970, if that is known.
+    pub at_ns: Option<i64>,
 }
 
 /// What the drivers do to the machine.
@@ -306,4 +319,26 @@ pub fn exit_of(code: i32, signal: i32, at_ns: i64, remains: Remains) -> Exit {
         reason: reason.to_owned(),
         message,
     }
+}
+
+/// The end of a container whose shim is gone, found out at `at_ns`: what had not ended was killed then.
+pub fn lost_exit(at_ns: i64, remains: Remains) -> Exit {
+    const SIGKILL: i32 = 9;
+    let Some(end) = remains.ended else {
+        return Exit::unseen(at_ns, "the shim was lost; nobody saw the exit code");
+    };
+    let at_ns = end.at_ns.unwrap_or(at_ns);
+    let exit = exit_of(end.code, end.signal, at_ns, remains);
+    if end.signal == SIGKILL && !remains.oom_killed {
+        return Exit {
+            reason: "ShimLost".to_owned(),
+            message: "the shim was lost, so its container was killed".to_owned(),
+            ..exit
+        };
+    }
+    let message = match exit.message.as_str() {
+        "" => "the shim was lost after it had ended".to_owned(),
+        told => format!("{told}; the shim was lost after that"),
+    };
+    Exit { message, ..exit }
 }

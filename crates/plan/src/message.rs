@@ -24,7 +24,7 @@ pub struct Message {
     /// The message itself; `None` when this build does not know its kind.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 40, 41, 42, 43, 44, 45, 60, 61, 62"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40, 41, 42, 43, 44, 45, 46, 60, 61, 62"
     )]
     pub body: Option<Body>,
 }
@@ -83,6 +83,10 @@ pub enum Body {
     #[prost(message, tag = "22")]
     Attach(ContainerRef),
 
+    /// To the zygote: how the processes ended that were left to it. Reply: [`Orphans`].
+    #[prost(message, tag = "23")]
+    GetOrphans(GetState),
+
     /// The request was carried out.
     #[prost(message, tag = "40")]
     Done(Done),
@@ -102,6 +106,10 @@ pub enum Body {
     /// Reply to `GetState`.
     #[prost(message, tag = "45")]
     ShimState(ShimState),
+
+    /// Reply to `GetOrphans`.
+    #[prost(message, tag = "46")]
+    Orphans(Orphans),
 
     /// A container's init, or an exec, has ended, and its output was read to the end (or the drain
     /// time passed).
@@ -288,6 +296,8 @@ pub enum FailureKind {
     Conflict = 2,
     /// The message cannot be understood or breaks a limit.
     Invalid = 3,
+    /// A request of a kind that this release does not know.
+    Unsupported = 4,
 }
 
 /// Everything a shim holds.
@@ -296,6 +306,27 @@ pub struct ShimState {
     /// Its containers.
     #[prost(message, repeated, tag = "1")]
     pub containers: Vec<ContainerState>,
+    /// Its execs: those that live, and the last of those that have ended, until their container is
+    /// deleted.
+    #[prost(message, repeated, tag = "2")]
+    pub execs: Vec<ExecState>,
+}
+
+/// An exec in a shim.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecState {
+    /// Container id.
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// The exec.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
+    /// Process id.
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    /// How it ended, if it has.
+    #[prost(message, optional, tag = "4")]
+    pub exited: Option<Exited>,
 }
 
 /// A container in a shim.
@@ -324,6 +355,35 @@ pub struct Exited {
     /// The exec; empty for the init.
     #[prost(string, tag = "2")]
     pub exec_id: String,
+    /// Exit status, or 128 + signal.
+    #[prost(int32, tag = "3")]
+    pub code: i32,
+    /// The signal that ended it; 0 when it exited by itself.
+    #[prost(int32, tag = "4")]
+    pub signal: i32,
+    /// When, in nanoseconds since 1970.
+    #[prost(int64, tag = "5")]
+    pub at_ns: i64,
+}
+
+/// The last processes that a zygote has waited for: shims, and what shims that were killed left.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Orphans {
+    /// In the order of their ends.
+    #[prost(message, repeated, tag = "1")]
+    pub processes: Vec<Orphan>,
+}
+
+/// How one of them ended.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Orphan {
+    /// Its process id, in the zygote's PID namespace (the host's).
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// When it began, in ticks since the boot (proc_pid_stat(5), field 22): another process may have
+    /// its id by now.
+    #[prost(uint64, tag = "2")]
+    pub started: u64,
     /// Exit status, or 128 + signal.
     #[prost(int32, tag = "3")]
     pub code: i32,

@@ -3,6 +3,7 @@
 use std::io;
 
 use rustix::io::Errno;
+use wharf_plan::PROTOCOL;
 use wharf_plan::message::{Failure, FailureKind};
 use wharf_runtime::launch::StepError;
 
@@ -34,6 +35,15 @@ pub(crate) fn launch(error: &StepError) -> Failure {
 /// The message cannot be understood or breaks a limit.
 pub(crate) fn invalid(request: &str, why: impl Into<String>) -> Failure {
     said(request, why, FailureKind::Invalid)
+}
+
+/// A request of a kind that came with a later release.
+pub(crate) fn unknown(who: &str) -> Failure {
+    let why = format!(
+        "not supported by this {who} (wharf {}, protocol {PROTOCOL}): the daemon is newer",
+        env!("CARGO_PKG_VERSION")
+    );
+    said("request", why, FailureKind::Unsupported)
 }
 
 /// What is asked for is not there.

@@ -9,10 +9,14 @@ pub(crate) const CONNECTIONS_MAX: usize = 32;
 pub(crate) const QUEUE_MAX: usize = 1024;
 /// Requests taken from one connection before the others have their turn.
 pub(crate) const REQUESTS_PER_TURN: usize = 32;
+/// Ends that a zygote remembers; it forgets the oldest.
+pub(crate) const ORPHANS_MAX: usize = 1024;
 /// Containers of one pod, exited ones that were not deleted included.
 pub(crate) const CONTAINERS_MAX: usize = 1024;
 /// Execs that live in one pod at the same time.
 pub(crate) const EXECS_MAX: usize = 1024;
+/// Ends of execs that a shim remembers for a daemon that was away; it forgets the oldest.
+pub(crate) const EXEC_ENDS_MAX: usize = 256;
 /// Bytes of an id.
 pub(crate) const ID_MAX: usize = 256;
 /// Bytes of a kernel parameter's path, and of its value.
@@ -47,7 +51,7 @@ pub(crate) const OWN_LOG_BYTES: usize = 64 * 1024;
 
 /// How long the end of a process waits for its output to end, when another process holds its pipe.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
-/// How long a shim whose namespaces could not be made waits for somebody to ask why.
+/// How long a shim that was just made waits for somebody to say hello; then whoever wanted it has gone.
 pub(crate) const UNHEARD: Duration = Duration::from_secs(30);
 /// How long `Shutdown` waits for killed processes to be gone.
 pub(crate) const STOPPING: Duration = Duration::from_secs(10);

@@ -1,21 +1,24 @@
 //! The zygote: one small process that makes the shims, by fork, so that they share its memory.
+//!
+//! It is the parent of the shims, and of what a shim that is killed leaves: it waits for all of them,
+//! and remembers for the daemon how they ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, wait};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use wharf_plan::Fds;
-use wharf_plan::message::{Body, Done, Failure, MakeShim, ShimMade};
+use wharf_plan::message::{Body, Done, Failure, MakeShim, Orphan, Orphans, ShimMade};
 use wharf_sys::fork::{Fork, claim_inherited, fork};
 
 use crate::args::Args;
 use crate::connection::{Connection, Received};
 use crate::control::Seed;
-use crate::limits::{CONNECTIONS_MAX, ID_MAX, REQUESTS_PER_TURN};
-use crate::{connection, failure, mounts, title};
+use crate::limits::{CONNECTIONS_MAX, ID_MAX, ORPHANS_MAX, REQUESTS_PER_TURN};
+use crate::{clock, connection, failure, mounts, title};
 
 /// The first descriptor that is not a standard stream.
 const FIRST_AFTER_STDIO: u32 = 3;
@@ -81,6 +84,8 @@ struct Zygote {
     children: OwnedFd,
     connections: BTreeMap<u64, Connection>,
     last_number: u64,
+    /// The last ends that it has seen.
+    orphans: VecDeque<Orphan>,
 }
 
 /// Settles in a home of its own, then makes shims until it is told to end.
@@ -110,6 +115,9 @@ pub(crate) fn run(args: &Args) -> Result<Ended, ZygoteError> {
     // Fails for the leader of a process group: then whoever started us made a session already.
     let _leader = rustix::process::setsid();
     wharf_sys::process::set_name(c"wharf-zygote").map_err(call("prctl(PR_SET_NAME)"))?;
+    // A shim may be killed: then somebody has to wait for its containers.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(call("prctl(PR_SET_CHILD_SUBREAPER)"))?;
     mounts::leave_the_host().map_err(ZygoteError::Mounts)?;
     silence(log.as_ref()).map_err(call("dup2"))?;
     rustix::io::ioctl_fionbio(&listener, true).map_err(call("ioctl(FIONBIO)"))?;
@@ -119,6 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<Ended, ZygoteError> {
         children,
         connections: BTreeMap::new(),
         last_number: 0,
+        orphans: VecDeque::new(),
     };
     loop {
         if let Some(ended) = zygote.turn() {
@@ -182,11 +191,41 @@ impl Zygote {
         None
     }
 
-    /// Shims that have ended.
-    fn reap(&self) {
+    /// Shims that have ended, and what they left.
+    fn reap(&mut self) {
         let mut signals = [0; 128];
         while rustix::io::read(&self.children, &mut signals).is_ok() {}
-        while let Ok(Some(_)) | Err(Errno::INTR) = wait(WaitOptions::NOHANG) {}
+        loop {
+            match wharf_sys::end::child() {
+                Ok(Some(pid)) => self.wait_for(pid),
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for a child that has ended, and keeps how it did: its daemon may be away.
+    fn wait_for(&mut self, pid: u32) {
+        // As long as it was not waited for, this is it and nobody else.
+        let started = start_time(pid);
+        let child = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Ok(Some((_, status))) = waitpid(child, WaitOptions::NOHANG) else {
+            return;
+        };
+        let Some(started) = started else {
+            return;
+        };
+        if self.orphans.len() >= ORPHANS_MAX {
+            self.orphans.pop_front();
+        }
+        let signal = status.terminating_signal().unwrap_or(0);
+        self.orphans.push_back(Orphan {
+            pid,
+            started,
+            code: status.exit_status().unwrap_or(128 + signal),
+            signal,
+            at_ns: clock::realtime_ns(),
+        });
     }
 
     fn accept(&mut self) {
@@ -217,15 +256,23 @@ impl Zygote {
                     Ok(Made::There(made, fds)) => Ok((Body::ShimMade(made), fds)),
                     Err(failure) => Err(failure),
                 },
+                Some(Body::GetOrphans(_)) => {
+                    // Whoever has ended by now is among them.
+                    self.reap();
+                    let processes = self.orphans.iter().copied().collect();
+                    Ok((Body::Orphans(Orphans { processes }), Fds::new()))
+                }
                 Some(Body::Shutdown(_)) => {
                     connection.reply(id, Body::Done(Done {}), Fds::new());
                     return Some(Ended::Shutdown);
                 }
-                _ => Err(failure::invalid(
+                None => Err(failure::unknown("zygote")),
+                Some(_) => Err(failure::invalid(
                     "request",
                     "this is no request to a zygote",
                 )),
             };
+            let connection = self.connections.get_mut(&number)?;
             match answer {
                 Ok((body, fds)) => connection.reply(id, body, fds),
                 // Whoever asked logs it: this one thread makes every pod, and a disk can stall.
@@ -281,6 +328,14 @@ fn make_shim(request: MakeShim, mut fds: Fds) -> Result<Made, Failure> {
             Ok(Made::There(ShimMade { pid }, fds))
         }
     }
+}
+
+/// When a process began: proc_pid_stat(5), field 22.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may contain anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(19)?.parse().ok()
 }
 
 /// Says on standard error why the zygote did not begin.

@@ -32,6 +32,17 @@ pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What the variable `name` says instead of `usual`: for tests that play another release.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+#[expect(
+    clippy::inline_always,
+    reason = "nothing of it may be left in what is shipped"
+)]
+pub fn number(_name: &'static str, usual: u32) -> u32 {
+    usual
+}
+
 /// Passes the gate before the blocking step `name`: a test may hold it, until its line in `held` is gone.
 /// Gates are not points: passing one is not counted.
 #[cfg(not(feature = "faults"))]
@@ -54,7 +65,7 @@ pub fn clock_shift_ns() -> i64 {
 }
 
 #[cfg(feature = "faults")]
-pub use on::{clock_shift_ns, gate, point};
+pub use on::{clock_shift_ns, gate, number, point};
 
 #[cfg(feature = "faults")]
 mod on {
@@ -113,6 +124,12 @@ mod on {
                     io::Error::from_raw_os_error,
                 )),
         }
+    }
+
+    /// See [`super`].
+    pub fn number(name: &'static str, usual: u32) -> u32 {
+        let said = std::env::var(name).ok();
+        said.and_then(|text| text.parse().ok()).unwrap_or(usual)
     }
 
     #[expect(

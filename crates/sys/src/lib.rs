@@ -14,6 +14,7 @@ pub mod random; // getrandom(2)
 mod namespace; // kinds of namespaces, by number
 pub mod mount; // mount_setattr(2), mount ids
 pub mod signal; // dispositions and masks, as a new program expects them
+pub mod end; // how processes end
 pub mod process; // limits, labels and descriptors of the calling process
 pub mod capability; // the five capability sets
 pub mod seccomp; // filters of system calls

@@ -32,5 +32,6 @@ mod reboot; // the machine restarts
 mod deadlines; // clients that lose patience
 mod hardship; // a machine that lacks something
 mod churn; // everything at once, for a while
+mod shims; // shims and zygote are killed, stopped, come back
 mod oracle; // the same container by containerd
 mod stats; // what containers use, and ends for want of memory

@@ -14,7 +14,7 @@ use crate::limits::RETRY_FIRST;
 use crate::record::{ContainerRecord, Exit};
 use crate::spec::ResourceSpec;
 use crate::view::{ContainerState, ContainerView};
-use crate::world::{Remains, StepFailure, exit_of};
+use crate::world::{Remains, StepFailure, exit_of, lost_exit};
 
 /// Where an answer goes. Nobody waiting there any more is fine.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -36,6 +36,8 @@ pub(crate) fn answer_one<T>(waiter: Reply<T>, answer: Result<T, RequestError>) {
 pub(crate) enum RawExit {
     /// The shim said so.
     Seen { code: i32, signal: i32, at_ns: i64 },
+    /// The shim is gone: the remains may tell. Found out at this time.
+    Lost { at_ns: i64 },
     /// Decided already: nobody saw it, or it never started.
     Decided(Exit),
 }
@@ -48,6 +50,7 @@ impl RawExit {
                 signal,
                 at_ns,
             } => exit_of(*code, *signal, *at_ns, remains),
+            Self::Lost { at_ns } => lost_exit(*at_ns, remains),
             Self::Decided(exit) => exit.clone(),
         }
     }

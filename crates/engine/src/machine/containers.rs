@@ -10,6 +10,7 @@ use wharf_sys::fault::point;
 use wharf_types::Kind;
 
 use super::held::{self, Held};
+use super::lost::LostInit;
 use super::{Parts, block, cgroup_failure, log_file, passed};
 use crate::limits::{SHIM_ANSWER, SHIM_WORK};
 use crate::oci::resources;
@@ -108,13 +109,11 @@ impl Parts {
         container: ContainerRef,
     ) -> Result<Remains, StepFailure> {
         const STAGE: &str = "collect container";
-        block(STAGE, move || {
-            let held = self.held(&container.pod.id);
-            if let Some(held) = held {
-                drop(held.let_go(&container.record.id));
-            }
-            let Some(cgroup) = self.find_cgroup(&container) else {
-                return Ok(Remains::default());
+        let (parts, asked) = (self.clone(), container.clone());
+        let collected = block(STAGE, move || {
+            let lost = LostInit::find(&parts, &asked);
+            let Some(cgroup) = parts.find_cgroup(&asked) else {
+                return Ok((lost, None));
             };
             // Counted before the cgroup goes.
             let kills = cgroup.oom_kills().map_err(|e| cgroup_failure(STAGE, e))?;
@@ -124,11 +123,20 @@ impl Parts {
             passed(STAGE, point("stop container: remains counted"))?;
             cgroup.remove().map_err(|e| cgroup_failure(STAGE, e))?;
             passed(STAGE, point("stop container: cgroup removed"))?;
-            Ok(Remains {
-                oom_killed: kills.is_some_and(|count| count > 0),
-            })
+            Ok((lost, kills))
+        });
+        let (lost, kills) = collected.await?;
+        let ended = match lost {
+            Some(init) => init.end(&self).await,
+            None => None,
+        };
+        if let Some(held) = self.held(&container.pod.id) {
+            drop(held.let_go(&container.record.id));
+        }
+        Ok(Remains {
+            oom_killed: kills.is_some_and(|count| count > 0),
+            ended,
         })
-        .await
     }
 
     /// Newest first, the record last; no failure keeps the next step from being tried.

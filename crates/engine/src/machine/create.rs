@@ -26,6 +26,7 @@ use crate::oci::compose::{Composed, compose};
 use crate::oci::{Input, namespaces, process, profiles};
 use crate::propagation;
 use crate::record::{ContainerRecord, PodRecord};
+use crate::shim::identity;
 use crate::shim::link::LinkError;
 use crate::shim::watch::watch;
 use crate::spec::{ContainerSpec, MountSpec, NamespaceMode, Propagation};
@@ -53,13 +54,16 @@ pub(super) async fn create(parts: Arc<Parts>, job: CreateJob) -> Result<Made, St
     let held = parts.held(&job.pod.id).ok_or_else(lost)?;
     let (id, spec) = (job.record.id.clone(), job.record.spec.clone());
     let shim = held.clone();
+    let version = held.release.common().map_err(|e| e.at(STAGE))?;
+    let kept = held::init_path(&parts.pod_dir(&job.pod.id), &id);
     let prepared = block(STAGE, move || prepare(&parts, &job, &shim)).await?;
     let Prepared {
-        plan,
+        mut plan,
         fds,
         cgroup,
         facts,
     } = prepared;
+    plan.version = version;
     let init = plan.process.clone().unwrap_or_default();
     let create = Create {
         plan: Some(plan),
@@ -72,11 +76,16 @@ pub(super) async fn create(parts: Arc<Parts>, job: CreateJob) -> Result<Made, St
         Err(e) => return Err(starved(cgroup, &spec).await.unwrap_or_else(|| e.at(STAGE))),
     };
     let (pid, pidfd) = match made {
-        (Body::Created(created), mut fds) => (created.pid, fds.take("pidfd")),
+        (Body::Created(created), mut fds) => (created.pid, fds.take("pidfd").map(Arc::new)),
         _ => return Err(LinkError::Unexpected("shim").at(STAGE)),
     };
     passed(STAGE, point("create container: made by the shim"))?;
-    let container = held.hold(&id, HeldContainer::new(init, cgroup));
+    let container = held.hold(&id, HeldContainer::new(init, cgroup, pidfd.clone()));
+    // It may have ended; without it less is known of its end when its shim is lost.
+    let saved = block(STAGE, move || Ok(identity::save(&kept, pid))).await?;
+    if let Err(e) = saved {
+        tracing::debug!(container = %id, error = %e, "its init is not written down");
+    }
     if let Some(pidfd) = pidfd.filter(|_| shares_pids(&spec)) {
         tokio::spawn(kill_rest(pidfd, Arc::downgrade(&container)));
     }
@@ -105,7 +114,7 @@ pub(super) fn shares_pids(spec: &ContainerSpec) -> bool {
 }
 
 /// When the init has ended, kills what it left: a child that holds the log's pipe would delay the end.
-pub(super) async fn kill_rest(pidfd: OwnedFd, container: Weak<HeldContainer>) {
+pub(super) async fn kill_rest(pidfd: Arc<OwnedFd>, container: Weak<HeldContainer>) {
     let Ok(ended) = watch(pidfd, Interest::READABLE) else {
         return;
     };

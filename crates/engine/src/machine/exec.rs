@@ -1,12 +1,12 @@
 //! An exec whose output is collected here: pipes of ours, a cgroup leaf of its own, everything in it
 //! killed at the deadline.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use wharf_cgroup::CgroupError;
 use wharf_plan::Fds;
 use wharf_plan::message::{Body, Exec};
 use wharf_plan::process::ProcessPlan;
@@ -30,9 +30,6 @@ const KILL: &str = "kill exec";
 fn io(e: std::io::Error) -> StepFailure {
     StepFailure::new(STAGE, io_kind(&e), e)
 }
-
-/// Rounds of killing and removing: an exec may begin between the two.
-const RETIRE_ROUNDS: u32 = 2;
 
 /// A leaf with an exec that has begun or may yet begin. Unless it is given back it is killed and
 /// removed, on an error as when the exec is given up: what begins later finds no cgroup to come into.
@@ -71,7 +68,7 @@ impl InUse {
             return Ok(());
         };
         block(KILL, move || {
-            retire(&leaf).map_err(|e| cgroup_failure(KILL, e))?;
+            held::retire(&leaf.cgroup).map_err(|e| cgroup_failure(KILL, e))?;
             passed(KILL, point("exec: killed"))
         })
         .await
@@ -86,23 +83,11 @@ impl Drop for InUse {
         };
         let container = self.container.clone();
         runtime.spawn_blocking(move || {
-            if let Err(e) = retire(&leaf) {
+            if let Err(e) = held::retire(&leaf.cgroup) {
                 tracing::warn!(error = %wharf_types::chain(&e), "an exec that was given up stays");
                 container.retire_later(leaf.cgroup);
             }
         });
-    }
-}
-
-/// Kills and removes it.
-fn retire(leaf: &Leaf) -> Result<(), CgroupError> {
-    let mut round = 1;
-    loop {
-        leaf.cgroup.kill()?;
-        match leaf.cgroup.remove() {
-            Err(CgroupError::Stuck { .. }) if round < RETIRE_ROUNDS => round += 1,
-            done => return done,
-        }
     }
 }
 
@@ -111,11 +96,12 @@ pub(super) async fn exec_sync(parts: Arc<Parts>, job: ExecJob) -> Result<ExecEnd
     let deadline = job.timeout.map(|timeout| Instant::now() + timeout);
     let lost = || LinkError::Lost("shim").at(STAGE);
     let held = parts.held(&job.container.pod.id).ok_or_else(lost)?;
+    held.release.common().map_err(|e| e.at(STAGE))?;
     let container = match held.container(&job.container.record.id) {
         Some(container) => container,
         None => {
             let (pod, id) = (&job.container.pod, job.container.record.id.clone());
-            find(parts, held.clone(), pod, id).await?
+            find(parts, held.clone(), pod, id, None).await?
         }
     };
     let in_use = InUse::take(container.clone()).await?;
@@ -201,7 +187,7 @@ fn membership(leaf: Option<&Leaf>) -> Result<Fds, StepFailure> {
     let mut fds = Fds::new();
     let none = || StepFailure::new(STAGE, Kind::Internal, "an exec without a cgroup");
     let leaf = leaf.ok_or_else(none)?;
-    let copy = |fd: &std::os::fd::OwnedFd| fd.try_clone().map_err(io);
+    let copy = |fd: &OwnedFd| fd.try_clone().map_err(io);
     let v1 = leaf
         .member
         .v1
@@ -219,6 +205,7 @@ pub(super) async fn find(
     held: Arc<Held>,
     pod: &PodRecord,
     id: ContainerId,
+    pidfd: Option<Arc<OwnedFd>>,
 ) -> Result<Arc<HeldContainer>, StepFailure> {
     let (dir, path) = (parts.pod_dir(&pod.id), format!("{}/{id}", pod.cgroup));
     block(STAGE, move || {
@@ -227,7 +214,7 @@ pub(super) async fn find(
             .cgroups
             .open(&path)
             .map_err(|e| cgroup_failure(STAGE, e))?;
-        Ok(held.hold(&id, HeldContainer::new(init, cgroup)))
+        Ok(held.hold(&id, HeldContainer::new(init, cgroup, pidfd)))
     })
     .await
 }
@@ -254,7 +241,7 @@ mod tests {
             let path = format!("wharf-exec-{name}-{}", std::process::id());
             let made = cgroups.create(&path, &Limits::default()).unwrap();
             let ours = cgroups.open(&path).unwrap();
-            let container = HeldContainer::new(ProcessPlan::default(), ours);
+            let container = HeldContainer::new(ProcessPlan::default(), ours, None);
             Some((Self(made), Arc::new(container)))
         }
     }
@@ -313,7 +300,7 @@ mod tests {
         let mut child = begin(in_use.leaf.as_ref().unwrap());
         let ours = group.0.path().to_owned();
         let ours = Cgroups::probe().unwrap().open(&ours).unwrap();
-        let again = Arc::new(HeldContainer::new(ProcessPlan::default(), ours));
+        let again = Arc::new(HeldContainer::new(ProcessPlan::default(), ours, None));
         let next = InUse::take(again).await.unwrap();
         next.kill().await.unwrap();
         in_use.kill().await.unwrap();

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
-use wharf_cgroup::{Cgroup, Membership};
+use wharf_cgroup::{Cgroup, CgroupError, Cgroups, Membership};
 use wharf_plan::Fds;
 use wharf_plan::process::ProcessPlan;
 use wharf_types::ContainerId;
 
 use crate::shim::link::Link;
+use crate::shim::release::Release;
 use crate::world::ShimFacts;
 
 /// A living shim.
@@ -20,6 +22,8 @@ use crate::world::ShimFacts;
 pub(crate) struct Held {
     pub(crate) link: Link,
     pub(crate) facts: ShimFacts,
+    /// It may be of another release than we are.
+    pub(crate) release: Release,
     /// Names the shim for ever; `None` for one that an earlier daemon started.
     pub(crate) pidfd: Option<OwnedFd>,
     /// Descriptors of the pod's namespaces, and of the route socket opened inside: they keep the
@@ -34,6 +38,8 @@ pub(crate) struct HeldContainer {
     /// Its init, whose user, capabilities, filter and environment an exec has too.
     pub(crate) init: ProcessPlan,
     pub(crate) cgroup: Cgroup,
+    /// Names its init for ever: tells how it ended when the shim cannot any more.
+    pub(crate) pidfd: Option<Arc<OwnedFd>>,
     free: Mutex<Vec<Leaf>>,
     /// Leaves that have to go and did not.
     stuck: Mutex<Vec<Cgroup>>,
@@ -43,9 +49,53 @@ pub(crate) struct HeldContainer {
 /// before may still run in leaves of theirs.
 static LEAVES: AtomicU64 = AtomicU64::new(1);
 
-/// Distinguishes the leaves that this daemon makes from those of an earlier one.
-fn life() -> u32 {
-    std::process::id()
+/// How the names of leaves begin.
+const LEAF: &str = "exec-";
+
+/// Distinguishes the leaves that this daemon makes from those of an earlier one; its process id would
+/// not: a daemon in a container has the same in every life.
+fn life() -> u64 {
+    static LIFE: LazyLock<u64> = LazyLock::new(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanoseconds = now.unwrap_or_default().as_nanos();
+        let drawn = wharf_sys::random::bytes::<8>().map(u64::from_le_bytes);
+        drawn.unwrap_or_else(|_| u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    });
+    *LIFE
+}
+
+/// Kills and removes what execs of an earlier daemon left below a container's cgroup: whoever waited
+/// for them has gone with it. May block.
+///
+/// # Errors
+///
+/// The first that could not be removed; the others are tried.
+pub(crate) fn end_old_execs(cgroups: &Cgroups, container: &Cgroup) -> Result<(), CgroupError> {
+    let ours = format!("{LEAF}{:x}-", life());
+    let mut all = Ok(());
+    for name in container.leaves()? {
+        if name.starts_with(LEAF) && !name.starts_with(&ours) {
+            let ended = cgroups.open(&format!("{}/{name}", container.path()));
+            let ended = ended.and_then(|leaf| retire(&leaf));
+            all = all.and(ended);
+        }
+    }
+    all
+}
+
+/// Rounds of killing and removing: an exec may begin between the two.
+const RETIRE_ROUNDS: u32 = 2;
+
+/// Kills and removes a leaf.
+pub(crate) fn retire(leaf: &Cgroup) -> Result<(), CgroupError> {
+    let mut round = 1;
+    loop {
+        leaf.kill()?;
+        match leaf.remove() {
+            Err(CgroupError::Stuck { .. }) if round < RETIRE_ROUNDS => round += 1,
+            done => return done,
+        }
+    }
 }
 
 /// A cgroup below a container's for one exec at a time.
@@ -59,12 +109,14 @@ impl Held {
     pub(crate) fn new(
         link: Link,
         facts: ShimFacts,
+        release: Release,
         pidfd: Option<OwnedFd>,
         namespaces: Fds,
     ) -> Self {
         Self {
             link,
             facts,
+            release,
             pidfd,
             namespaces,
             containers: Mutex::default(),
@@ -101,10 +153,11 @@ impl Held {
 }
 
 impl HeldContainer {
-    pub(crate) fn new(init: ProcessPlan, cgroup: Cgroup) -> Self {
+    pub(crate) fn new(init: ProcessPlan, cgroup: Cgroup, pidfd: Option<Arc<OwnedFd>>) -> Self {
         Self {
             init,
             cgroup,
+            pidfd,
             free: Mutex::default(),
             stuck: Mutex::default(),
         }
@@ -116,12 +169,12 @@ impl HeldContainer {
 
     /// A leaf that nobody uses: a used one that is empty again, else a new one; never one that was
     /// killed. May block.
-    pub(crate) fn leaf(&self) -> Result<Leaf, wharf_cgroup::CgroupError> {
+    pub(crate) fn leaf(&self) -> Result<Leaf, CgroupError> {
         if let Some(leaf) = self.free_leaf() {
             return Ok(leaf);
         }
         let number = LEAVES.fetch_add(1, Ordering::Relaxed);
-        let cgroup = self.cgroup.leaf(&format!("exec-{:x}-{number}", life()))?;
+        let cgroup = self.cgroup.leaf(&format!("{LEAF}{:x}-{number}", life()))?;
         match cgroup.member_fds() {
             Ok(member) => Ok(Leaf { cgroup, member }),
             Err(e) => {
@@ -171,6 +224,11 @@ fn plan_path(pod_dir: &Path, id: &ContainerId) -> std::path::PathBuf {
     pod_dir.join(format!("{id}.plan"))
 }
 
+/// Where it is kept which process an init is.
+pub(crate) fn init_path(pod_dir: &Path, id: &ContainerId) -> std::path::PathBuf {
+    pod_dir.join(format!("{id}.pid"))
+}
+
 /// Keeps an init's plan; it ends with the boot, as the container does.
 pub(crate) fn save_plan(
     pod_dir: &Path,
@@ -193,10 +251,13 @@ pub(crate) fn load_plan(pod_dir: &Path, id: &ContainerId) -> std::io::Result<Pro
     ProcessPlan::decode(&*bytes).map_err(std::io::Error::other)
 }
 
-/// Forgets an init's plan.
+/// Forgets an init and its plan.
 pub(crate) fn forget_plan(pod_dir: &Path, id: &ContainerId) -> std::io::Result<()> {
-    match std::fs::remove_file(plan_path(pod_dir, id)) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    for path in [plan_path(pod_dir, id), init_path(pod_dir, id)] {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
+    Ok(())
 }

@@ -4,12 +4,14 @@ pub(crate) mod host; // what this machine has
 pub(crate) mod devices; // devices of the host
 pub(crate) mod seccomp; // compiled filters
 pub(crate) mod held; // what is held of a living shim
+pub(crate) mod lost; // containers whose shim is gone
 pub(crate) mod log_file; // a container's log
 pub(crate) mod create; // the steps of a container's creation
 pub(crate) mod containers; // the steps of a container's life and end
 pub(crate) mod exec; // execs
 pub(crate) mod network; // a pod's network
 pub(crate) mod pods; // the steps of a pod
+pub(crate) mod adoption; // shims that are found again
 pub(crate) mod strays; // shims that nobody can reach
 
 use std::collections::{BTreeSet, HashMap};

@@ -5,28 +5,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use wharf_plan::Fds;
 use wharf_plan::container::{Namespace, Namespaces, SysctlPlan};
-use wharf_plan::message::{
-    Body, Failure, FailureKind, GetState, Hello, MakeShim, ShimState, Shutdown, Welcome,
-};
-use wharf_plan::{Fds, PROTOCOL};
+use wharf_plan::message::{Body, Failure, FailureKind, Hello, MakeShim, Shutdown, Welcome};
 use wharf_runtime::spec::capability;
 use wharf_sys::fault::point;
-use wharf_types::{ContainerId, Kind, PodId};
+use wharf_types::{Kind, PodId};
 
 use super::held::Held;
 use super::{Parts, block, cgroup_failure, passed};
 use crate::config::NetworkMode;
 use crate::error::{RequestError, io_kind};
 use crate::files;
-use crate::limits::{HOSTNAME_MAX, SHIM_ADOPTION, SHIM_ANSWER};
+use crate::limits::{HOSTNAME_MAX, SHIM_ANSWER};
 use crate::oci::profiles;
 use crate::record::PodRecord;
 use crate::shim::identity;
 use crate::shim::link::{Link, LinkError};
+use crate::shim::release::{self, Release};
 use crate::shim::socket;
+use crate::shim::zygote::NewShim;
 use crate::spec::{NamespaceMode, PodSpec};
-use crate::world::{Adoption, FoundContainer, ShimEvents, ShimFacts, StepFailure};
+use crate::world::{Adoption, ShimEvents, ShimFacts, StepFailure};
 
 const START: &str = "start shim";
 const END: &str = "end shim";
@@ -149,18 +149,31 @@ impl Parts {
     ) -> Result<ShimFacts, StepFailure> {
         let missing = || StepFailure::new(START, Kind::Internal, "the pod was not prepared");
         let listener = self.take_listener(&pod.id).ok_or_else(missing)?;
-        let made = self.zygote.make_shim(self.request(pod), listener).await?;
+        let (made, socket) = self.make_shim(pod, listener).await?;
         passed(START, point("run pod: shim made"))?;
-        let path = self.pod_dir(&pod.id).join("shim.sock");
-        let socket = socket::connect(&path).map_err(|e| e.at(START))?;
         let link = Link::new("shim", socket, Some(events)).map_err(|e| e.at(START))?;
-        let (kept, pid) = (self.pod_dir(&pod.id).join(IDENTITY), made.pid);
-        let identity = block(START, move || {
-            identity::save(&kept, pid).map_err(io(START, format!("write {}", kept.display())))?;
-            passed(START, point("run pod: identity of the shim written"))
-        });
-        let (answer, identity) = tokio::join!(hello(&link, SHIM_ANSWER), identity);
-        let (welcome, fds) = answer.map_err(|e| e.at(START))?;
+        let kept = self.pod_dir(&pod.id).join(IDENTITY);
+        let identity = |pid: u32| {
+            block(START, move || {
+                identity::save(&kept, pid)
+                    .map_err(io(START, format!("write {}", kept.display())))?;
+                passed(START, point("run pod: identity of the shim written"))
+            })
+        };
+        let (answer, made, identity) = match made {
+            Some(made) => {
+                // At once: it may never answer, and then it has to be found.
+                let (answer, saved) = tokio::join!(hello(&link, SHIM_ANSWER), identity(made.pid));
+                (answer.map_err(|e| e.at(START))?, made, saved)
+            }
+            None => {
+                let answer = hello(&link, SHIM_ANSWER).await.map_err(|e| e.at(START))?;
+                let pid = answer.0.pid;
+                let pidfd = identity::open(pid);
+                (answer, NewShim { pid, pidfd }, identity(pid).await)
+            }
+        };
+        let (welcome, fds) = answer;
         if let Some(failure) = welcome.failure {
             return Err(unmade(failure));
         }
@@ -168,9 +181,35 @@ impl Parts {
         passed(START, point("run pod: shim greeted"))?;
         let netns = self.bind_netns(pod, &fds).await?;
         let facts = facts(made.pid, welcome.sandbox_pid, netns);
-        let held = Held::new(link, facts.clone(), made.pidfd, fds);
+        let release = Release::of(&welcome);
+        let held = Held::new(link, facts.clone(), release, made.pidfd, fds);
         self.hold(&pod.id, Arc::new(held));
         Ok(facts)
+    }
+
+    /// A shim and a connection to it, once: a zygote that dies over the request may have made it.
+    async fn make_shim(
+        &self,
+        pod: &PodRecord,
+        listener: OwnedFd,
+    ) -> Result<(Option<NewShim>, OwnedFd), StepFailure> {
+        let path = self.pod_dir(&pod.id).join("shim.sock");
+        let mut made = self.zygote.make_shim(self.request(pod), listener).await?;
+        if made.is_none() {
+            match socket::connect(&path) {
+                Ok(socket) => {
+                    tracing::info!(pod = %pod.id, "the zygote died over the shim; the shim lives");
+                    return Ok((None, socket));
+                }
+                Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {}
+                Err(e) => return Err(e.at(START)),
+            }
+            tracing::info!(pod = %pod.id, "the zygote died; asking a new one for the shim");
+            let listener = socket::listen(&path).map_err(|e| e.at(START))?;
+            made = self.zygote.make_shim(self.request(pod), listener).await?;
+        }
+        let socket = socket::connect(&path).map_err(|e| e.at(START))?;
+        Ok((made, socket))
     }
 
     /// What the zygote is asked for.
@@ -212,7 +251,7 @@ impl Parts {
     }
 
     /// Where the pod's network namespace is bound, when it is.
-    fn netns_path(&self, pod: &PodId) -> Option<PathBuf> {
+    pub(super) fn netns_path(&self, pod: &PodId) -> Option<PathBuf> {
         Some(self.config.netns_dir.as_ref()?.join(format!("wharf-{pod}")))
     }
 
@@ -230,101 +269,6 @@ impl Parts {
             Ok(Some(path))
         })
         .await
-    }
-
-    pub(super) async fn adopt_shim(
-        self: &Arc<Self>,
-        pod: &PodRecord,
-        events: ShimEvents,
-    ) -> Result<Adoption, StepFailure> {
-        if pod.boot != self.boot {
-            return Ok(Adoption::Gone);
-        }
-        let path = self.pod_dir(&pod.id).join("shim.sock");
-        let socket = match socket::connect(&path) {
-            Ok(socket) => socket,
-            Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {
-                return Ok(Adoption::Gone);
-            }
-            // Its queue is full.
-            Err(LinkError::Connect { source, .. })
-                if source.kind() == std::io::ErrorKind::WouldBlock =>
-            {
-                return Ok(Adoption::Silent);
-            }
-            // Ours, such as too many open files: says nothing about the shim, so nobody may act on it.
-            Err(e) => return Err(e.at("adopt shim")),
-        };
-        // Until it has answered, its end is not the pod's end: we may ask again.
-        let (quiet, mut told) = tokio::sync::mpsc::channel(crate::limits::SHIM_EVENTS_MAX);
-        let link = Link::new("shim", socket, Some(quiet)).map_err(|e| e.at("adopt shim"))?;
-        let asked = async {
-            let (welcome, fds) = hello(&link, SHIM_ADOPTION).await?;
-            let state = link
-                .call(Body::GetState(GetState {}), Fds::new(), SHIM_ADOPTION)
-                .await?;
-            match state {
-                (Body::ShimState(state), _) => Ok((welcome, fds, state)),
-                _ => Err(LinkError::Unexpected("shim")),
-            }
-        };
-        let (welcome, fds, state) = match asked.await {
-            Ok(answer) => answer,
-            // That connection may be ours to blame; whether the shim is gone is what the next one tells.
-            Err(LinkError::Lost(_)) => {
-                return match socket::connect(&path) {
-                    Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {
-                        Ok(Adoption::Gone)
-                    }
-                    _ => Ok(Adoption::Silent),
-                };
-            }
-            Err(_silent) => return Ok(Adoption::Silent),
-        };
-        tokio::spawn(async move {
-            while let Some(event) = told.recv().await {
-                if events.send(event).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let netns = self
-            .netns_path(&pod.id)
-            .filter(|_| fds.get("ns.net").is_some());
-        let facts = facts(welcome.pid, welcome.sandbox_pid, netns);
-        let held = Arc::new(Held::new(
-            link,
-            facts.clone(),
-            identity::open(welcome.pid),
-            fds,
-        ));
-        self.hold(&pod.id, held.clone());
-        let found = found(state);
-        self.hold_containers(pod, &held, &found);
-        Ok(Adoption::Living(facts, found))
-    }
-
-    /// Takes over what execs and ends need of living containers; nobody waits for it.
-    fn hold_containers(
-        self: &Arc<Self>,
-        pod: &PodRecord,
-        held: &Arc<Held>,
-        found: &[FoundContainer],
-    ) {
-        for container in found.iter().filter(|c| c.exited.is_none()) {
-            let (parts, held, pod) = (self.clone(), held.clone(), pod.clone());
-            let (id, pid) = (container.id.clone(), container.pid);
-            tokio::spawn(async move {
-                // The shim has not waited for it, so its number is its own.
-                let Some(pidfd) = identity::open(pid) else {
-                    return;
-                };
-                let found = super::exec::find(parts, held, &pod, id).await;
-                if let Ok(container) = found {
-                    super::create::kill_rest(pidfd, Arc::downgrade(&container)).await;
-                }
-            });
-        }
     }
 
     /// Ends the shim: asked, then killed. Then what it held.
@@ -390,12 +334,12 @@ impl Parts {
 
 /// Whether a refused connection means that the shim has ended: its socket stays, or went with its
 /// directory (unix(7)).
-fn nobody_listens(refusal: &std::io::Error) -> bool {
+pub(super) fn nobody_listens(refusal: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, NotFound};
     matches!(refusal.kind(), ConnectionRefused | NotFound)
 }
 
-fn facts(pid: u32, sandbox_pid: u32, netns: Option<PathBuf>) -> ShimFacts {
+pub(super) fn facts(pid: u32, sandbox_pid: u32, netns: Option<PathBuf>) -> ShimFacts {
     ShimFacts {
         pid,
         sandbox_pid: (sandbox_pid != 0).then_some(sandbox_pid),
@@ -422,10 +366,12 @@ fn sysctl_path(name: &str) -> String {
     }
 }
 
-async fn hello(link: &Link, within: Duration) -> Result<(Welcome, Fds), LinkError> {
+pub(super) async fn hello(link: &Link, within: Duration) -> Result<(Welcome, Fds), LinkError> {
     match link
         .call(
-            Body::Hello(Hello { protocol: PROTOCOL }),
+            Body::Hello(Hello {
+                protocol: release::protocol(),
+            }),
             Fds::new(),
             within,
         )
@@ -436,20 +382,6 @@ async fn hello(link: &Link, within: Duration) -> Result<(Welcome, Fds), LinkErro
     }
 }
 
-fn found(state: ShimState) -> Vec<FoundContainer> {
-    let known = state.containers.into_iter().filter_map(|c| {
-        let id = c.container_id.parse::<ContainerId>().ok()?;
-        let exited = c.exited.map(|e| (e.code, e.signal, e.at_ns));
-        Some(FoundContainer {
-            id,
-            pid: c.pid,
-            started: c.started,
-            exited,
-        })
-    });
-    known.collect()
-}
-
 /// Asks the shim to end; one that does not answer is killed.
 async fn end(held: &Held) -> Result<(), StepFailure> {
     let asked = held
@@ -457,7 +389,8 @@ async fn end(held: &Held) -> Result<(), StepFailure> {
         .done(Body::Shutdown(Shutdown {}), Fds::new(), SHIM_ANSWER)
         .await;
     let ended = match asked {
-        Err(LinkError::Lost(_)) => true,
+        // A shim may cut us off and go on.
+        Err(LinkError::Lost(_)) => held.pidfd.is_none(),
         Ok(()) => tokio::time::timeout(SHIM_ANSWER, held.link.lost())
             .await
             .is_ok(),
@@ -466,10 +399,12 @@ async fn end(held: &Held) -> Result<(), StepFailure> {
     if ended {
         return Ok(());
     }
-    tracing::warn!(
-        pid = held.facts.pid,
-        "the shim does not end by itself: killing it"
-    );
+    if !held.link.is_lost() {
+        tracing::warn!(
+            pid = held.facts.pid,
+            "the shim does not end by itself: killing it"
+        );
+    }
     let pidfd = held.pidfd.as_ref().and_then(|fd| fd.try_clone().ok());
     kill_shim(pidfd).await
 }

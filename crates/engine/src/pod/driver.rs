@@ -424,6 +424,7 @@ impl Driver {
                 }
             }
             ShimEvent::Silent => {}
+            ShimEvent::Lost if self.state == State::Ready => self.look_after_shim(),
             ShimEvent::Lost => self.on_lost(),
         }
     }
@@ -434,15 +435,17 @@ impl Driver {
         }
         self.reachable = true;
         self.start_lost();
-        let why = if self.record.boot == self.world.boot() {
-            "the shim ended; nobody saw the exit code"
-        } else {
-            "the machine restarted; nobody saw the exit code"
+        let at_ns = self.world.now_ns();
+        let exit = match self.record.boot == self.world.boot() {
+            true => RawExit::Lost { at_ns },
+            false => {
+                let why = "the machine restarted; nobody saw the exit code";
+                RawExit::Decided(Exit::unseen(at_ns, why))
+            }
         };
-        let exit = Exit::unseen(self.world.now_ns(), why);
         let live: Vec<_> = self.containers.keys().cloned().collect();
         for id in live {
-            self.on_exit(&id, RawExit::Decided(exit.clone()));
+            self.on_exit(&id, exit.clone());
         }
         self.feed(Event::Lost);
         self.publish();
@@ -456,6 +459,13 @@ impl Driver {
             let subject = format!("pod {}", self.record.spec.metadata);
             self.failure = Some(step_error(&lost, subject));
         }
+    }
+
+    /// The connection is gone. Usually the shim is; but one that had too much to tell cuts us off, and
+    /// goes on.
+    fn look_after_shim(&mut self) {
+        self.reachable = false;
+        self.ask();
     }
 
     /// Asks a silent shim again.

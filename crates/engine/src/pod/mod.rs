@@ -6,3 +6,4 @@ pub(crate) mod driver; // the task that owns a pod and its containers
 pub(crate) mod containers; // the driver's part that concerns containers
 pub(crate) mod requests; // the driver's part that concerns requests about containers
 pub(crate) mod recovered; // a driver for what a restart of the daemon found
+pub(crate) mod foreign; // pods of a later release, left as they are

@@ -8,7 +8,7 @@ use super::driver::{Driver, Surroundings};
 use super::state::{Event, State};
 use crate::container::slot::{RawExit, Slot};
 use crate::container::state::{Event as ContainerEvent, State as ContainerState};
-use crate::record::{ContainerRecord, LoadedPod, PodPhase, PodRecord};
+use crate::record::{ContainerRecord, LoadedPod, PodPhase, PodRecord, RecordError};
 use crate::world::{Adoption, FoundContainer, ShimFacts};
 
 /// A pod as a restart found it.
@@ -16,6 +16,8 @@ use crate::world::{Adoption, FoundContainer, ShimFacts};
 pub(crate) struct Recovered {
     pub(crate) record: PodRecord,
     pub(crate) containers: Vec<ContainerRecord>,
+    /// The form of a record that a later release wrote: the pod is left as it is.
+    pub(crate) newer: Option<u32>,
 }
 
 impl Recovered {
@@ -29,19 +31,40 @@ impl Recovered {
             mut containers,
             broken,
         } = loaded;
+        let mut newer = None;
         for (container, e) in broken {
+            newer = newer.max(form(&e));
             tracing::error!(pod = %id, %container, error = %wharf_types::chain(&e),
-                "unreadable record: its container is removed");
+                "unreadable record: its container is removed, or left as it is if it is of a later wharf");
             containers.push(ContainerRecord::unreadable(container, id.clone()));
         }
         let record = pod.unwrap_or_else(|e| {
+            newer = newer.max(form(&e));
             tracing::error!(pod = %id, error = %wharf_types::chain(&e),
-                "unreadable record: its pod is removed");
+                "unreadable record: its pod is removed, or left as it is if it is of a later wharf");
             let given = containers.iter().find_map(given_cgroup);
             let given = given.filter(|given| *given != own_cgroup);
-            PodRecord::unreadable(id, boot, own_cgroup, given)
+            let mut record = PodRecord::unreadable(id, boot, own_cgroup, given);
+            if let RecordError::Newer { metadata, .. } = e
+                && !metadata.name.is_empty()
+            {
+                Arc::make_mut(&mut record.spec).metadata = *metadata;
+            }
+            record
         });
-        Self { record, containers }
+        Self {
+            record,
+            containers,
+            newer,
+        }
+    }
+}
+
+/// The form of a record that only a later release can read.
+fn form(e: &RecordError) -> Option<u32> {
+    match e {
+        RecordError::Newer { version, .. } => Some(*version),
+        _ => None,
     }
 }
 

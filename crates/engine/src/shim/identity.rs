@@ -1,5 +1,5 @@
-//! Which process a shim is, kept for a daemon that finds it silent: a number alone may be somebody
-//! else's by then.
+//! Which process a shim or an init is, kept for a daemon that finds the shim silent or gone: a number
+//! alone may be somebody else's by then.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,13 +23,18 @@ pub(crate) fn save(path: &Path, pid: u32) -> io::Result<()> {
 
 /// The process that was written down, if it is still the same.
 pub(crate) fn load(path: &Path) -> Option<OwnedFd> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let (pid, started) = text.split_once(' ')?;
-    let pid: u32 = pid.parse().ok()?;
+    let (pid, started) = read(path)?;
     let pidfd = open(pid)?;
     // Looked at after the descriptor was there: from now on it can be nobody else.
-    let same = start_time(pid).ok()?.to_string() == started;
+    let same = start_time(pid).ok()? == started;
     same.then_some(pidfd)
+}
+
+/// Number and start of the process that was written down, in ticks since the boot.
+pub(crate) fn read(path: &Path) -> Option<(u32, u64)> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let (pid, started) = text.split_once(' ')?;
+    Some((pid.parse().ok()?, started.parse().ok()?))
 }
 
 /// A descriptor of a process.

@@ -54,6 +54,19 @@ pub(crate) enum LinkError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A shim of a release that is not understood any more.
+    #[error(
+        "the shim is of wharf {version} and speaks protocol {theirs}, and this wharf knows {oldest} and \
+         later: its containers can be stopped; to make new ones, remove the pod and run it again"
+    )]
+    TooOld {
+        /// The version of its program.
+        version: String,
+        /// The protocol that it speaks.
+        theirs: u32,
+        /// The oldest one that is understood.
+        oldest: u32,
+    },
     /// An answer that does not belong to the question.
     #[error("the {0} gave an answer of the wrong kind")]
     Unexpected(&'static str),
@@ -73,6 +86,7 @@ impl LinkError {
             Self::Failed(failure) => match FailureKind::try_from(failure.kind) {
                 Ok(FailureKind::NotFound) => Kind::NotFound,
                 Ok(FailureKind::Conflict) => Kind::Conflict,
+                Ok(FailureKind::Unsupported) => Kind::Unsupported,
                 Ok(FailureKind::Step) if failure.errno == ENOENT => Kind::Invalid,
                 Ok(FailureKind::Step) if BLAME_REQUEST.contains(&failure.errno) => Kind::Invalid,
                 Ok(FailureKind::Step) if EXHAUSTED.contains(&failure.errno) => Kind::Exhausted,
@@ -81,6 +95,7 @@ impl LinkError {
             // A refused connection is the peer's state; want of descriptors is ours.
             Self::Connect { source, .. } if io_kind(source) == Kind::Exhausted => Kind::Exhausted,
             Self::Lost(_) | Self::Silent { .. } | Self::Connect { .. } => Kind::Unavailable,
+            Self::TooOld { .. } => Kind::Unsupported,
             Self::Send { .. } | Self::Unexpected(_) => Kind::Internal,
         }
     }

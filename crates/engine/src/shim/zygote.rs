@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 use tokio::sync::Mutex;
-use wharf_plan::message::{Body, Hello, MakeShim, Shutdown, Welcome};
+use wharf_plan::message::{Body, GetState, Hello, MakeShim, Orphan, Shutdown, Welcome};
 use wharf_plan::{Fds, PROTOCOL};
 use wharf_sys::spawn::Program;
 use wharf_types::Kind;
@@ -69,20 +69,22 @@ impl Zygote {
         }
     }
 
-    /// Makes a shim that listens on `listener`.
+    /// Makes a shim that listens on `listener`. `None`: the zygote was lost over it, and whether it made
+    /// the shim is told by the socket alone.
     pub(crate) async fn make_shim(
         &self,
         request: MakeShim,
         listener: OwnedFd,
-    ) -> Result<NewShim, StepFailure> {
+    ) -> Result<Option<NewShim>, StepFailure> {
         let link = self.link().await?;
         let mut fds = Fds::new();
         fds.push("listen", listener);
         match link.call(Body::MakeShim(request), fds, ZYGOTE_ANSWER).await {
-            Ok((Body::ShimMade(made), mut fds)) => Ok(NewShim {
+            Ok((Body::ShimMade(made), mut fds)) => Ok(Some(NewShim {
                 pid: made.pid,
                 pidfd: fds.take("pidfd"),
-            }),
+            })),
+            Err(LinkError::Lost(_)) => Ok(None),
             Ok(_) => Err(failed(LinkError::Unexpected("zygote"))),
             Err(e) => {
                 if matches!(e, LinkError::Silent { .. }) {
@@ -92,6 +94,19 @@ impl Zygote {
                 Err(failed(e))
             }
         }
+    }
+
+    /// How the processes ended that were left to the zygote; none when it does not answer.
+    pub(crate) async fn orphans(&self) -> Vec<Orphan> {
+        let asked = async {
+            let link = self.link().await.ok()?;
+            let body = Body::GetOrphans(GetState {});
+            match link.call(body, Fds::new(), ZYGOTE_ANSWER).await.ok()? {
+                (Body::Orphans(orphans), _) => Some(orphans.processes),
+                _ => None,
+            }
+        };
+        asked.await.unwrap_or_default()
     }
 
     /// Finds or starts the zygote ahead of the first pod.

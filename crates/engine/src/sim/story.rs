@@ -233,6 +233,7 @@ fn found(world: &SimWorld) -> Vec<Recovered> {
         found.push(Recovered {
             record: pod,
             containers,
+            newer: None,
         });
     }
     found

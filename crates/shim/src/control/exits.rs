@@ -7,14 +7,14 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use wharf_plan::Fds;
-use wharf_plan::message::{Body, Created, Done, Exited, Failure};
+use wharf_plan::message::{Body, Created, Done, ExecState, Exited, Failure};
 use wharf_runtime::launch::Progress;
 
 use crate::clock;
 use crate::control::process::{Phase, SIGKILL};
 use crate::control::{Key, Output, Pod};
 use crate::failure;
-use crate::limits::DRAIN;
+use crate::limits::{DRAIN, EXEC_ENDS_MAX};
 use crate::log::Stream;
 
 impl Pod {
@@ -138,6 +138,15 @@ impl Pod {
         match &key {
             Key::Exec(..) => {
                 self.forget(&key);
+                if self.ended_execs.len() >= EXEC_ENDS_MAX {
+                    self.ended_execs.pop_front();
+                }
+                self.ended_execs.push_back(ExecState {
+                    container_id: exited.container_id.clone(),
+                    exec_id: exited.exec_id.clone(),
+                    pid,
+                    exited: Some(exited.clone()),
+                });
                 self.broadcast(&Body::Exited(exited));
             }
             Key::Init(id) => {

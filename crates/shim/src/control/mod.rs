@@ -7,7 +7,7 @@ mod process; // one init or exec
 mod requests; // what clients ask for
 mod exits; // what children say and how they end
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 use wharf_plan::Fds;
 use wharf_plan::container::Namespaces;
-use wharf_plan::message::{Body, Done, Failure, MakeShim, Message, Warning};
+use wharf_plan::message::{Body, Done, ExecState, Failure, MakeShim, Message, Warning};
 
 use crate::connection::{Connection, Received};
 use crate::failure;
@@ -92,11 +92,13 @@ struct Pod {
     connections: BTreeMap<u64, Connection>,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<(String, String), Process>,
+    /// The last execs that have ended, for a daemon that was away.
+    ended_execs: VecDeque<ExecState>,
     logs: Logs,
     /// Who waits for which switch of which container's log file.
     reopening: BTreeMap<u64, (String, ReplyTo)>,
     last_number: u64,
-    /// The shim ends then, when nobody has asked why it has no sandbox.
+    /// The shim ends then, when nobody has ever said hello: nobody knows of it.
     unheard: Option<Instant>,
     accept_after: Option<Instant>,
     stopping: Option<(ReplyTo, Instant)>,
@@ -152,13 +154,14 @@ impl Pod {
         Ok(Self {
             id: request.pod_id.clone(),
             sandbox,
-            unheard: failure.as_ref().map(|_| Instant::now() + UNHEARD),
+            unheard: Some(Instant::now() + UNHEARD),
             failure,
             listener,
             children,
             connections: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            ended_execs: VecDeque::new(),
             logs,
             reopening: BTreeMap::new(),
             last_number: 0,

@@ -8,8 +8,8 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 use wharf_plan::container::{ContainerPlan, MountSource, Namespace};
 use wharf_plan::message::{
-    Body, ContainerRef, ContainerState, Create, Done, Exec, Failure, Hello, Resize, ShimState,
-    Signal, Warning, Welcome,
+    Body, ContainerRef, ContainerState, Create, Done, Exec, ExecState, Failure, Hello, Resize,
+    ShimState, Signal, Warning, Welcome,
 };
 use wharf_plan::{Fds, PROTOCOL, PROTOCOL_OLDEST};
 use wharf_runtime::launch::{self, Park, Pending, Stdio, StepError, Target};
@@ -36,10 +36,7 @@ impl Pod {
     /// Carries out one request.
     pub(super) fn request(&mut self, reply: ReplyTo, body: Option<Body>, fds: Fds) -> Answer {
         let Some(body) = body else {
-            return Err(failure::invalid(
-                "request",
-                "this shim does not know its kind",
-            ));
+            return Err(failure::unknown("shim"));
         };
         if let Body::Hello(hello) = body {
             return self.hello(reply, &hello);
@@ -85,6 +82,7 @@ impl Pod {
             ..connection::welcome(hello)?
         };
         let fds = self.sandbox.descriptors()?;
+        self.unheard = None;
         if self.failure.is_some() {
             self.ended = true;
         }
@@ -292,6 +290,7 @@ impl Pod {
             return Err(failure::conflict("delete", why));
         }
         self.containers.remove(id);
+        self.ended_execs.retain(|exec| exec.container_id != id);
         self.logs.remove(id);
         // Its log thread may be held up by a disk, and would tell nobody afterwards.
         let waiting = self.reopening.extract_if(.., |_, (of, _)| of == id);
@@ -366,8 +365,16 @@ impl Pod {
                     _ => None,
                 },
             });
+        let living = self.execs.iter().map(|((id, exec), process)| ExecState {
+            container_id: id.clone(),
+            exec_id: exec.clone(),
+            pid: process.pid,
+            exited: None,
+        });
+        let ended = self.ended_execs.iter().cloned();
         ShimState {
             containers: containers.collect(),
+            execs: living.chain(ended).collect(),
         }
     }
 

@@ -76,6 +76,14 @@ fn pod_of_mode<'a>(scene: &'a Scene, name: &str, mode: NamespaceMode) -> Pod<'a>
     })
 }
 
+/// The daemon says what it waits for, unless the client itself looks at the clock first.
+fn told_of_the_kill(late: &tonic::Status) {
+    match late.code() {
+        Code::DeadlineExceeded => assert!(late.message().contains("kill"), "{late:?}"),
+        code => assert_eq!(code, Code::Cancelled, "{late:?}"),
+    }
+}
+
 fn not_ready(pod: &Pod<'_>) {
     let gone = || Ok(pod.status().state() == PodSandboxState::SandboxNotready);
     assert!(wait::until(SOON, gone).unwrap());
@@ -313,7 +321,7 @@ fn a_pod_whose_shim_is_stopped_can_be_removed() {
     request.set_timeout(Duration::from_secs(1));
     let mut client = scene.cri().runtime();
     let late = scene.cri().wait(client.stop_pod_sandbox(request));
-    refused(late, Code::DeadlineExceeded, &["kill"]);
+    told_of_the_kill(&late.unwrap_err());
     let done = wait::until(SOON * 6, || Ok(scene.cri().stop_pod(&pod.id).is_ok()));
     assert!(done.unwrap(), "{}", scene.node.log());
     scene.cri().remove_pod(&pod.id).unwrap();
@@ -580,7 +588,7 @@ fn a_container_that_no_signal_reaches_delays_its_own_pods_removal_alone() {
     request.set_timeout(Duration::from_secs(1));
     let mut client = scene.cri().runtime();
     let late = scene.cri().wait(client.stop_pod_sandbox(request));
-    refused(late, Code::DeadlineExceeded, &["kill"]);
+    told_of_the_kill(&late.unwrap_err());
     // Without a deadline of its own it is told after ours, and that it is tried again.
     refused(
         scene.cri().stop_pod(&pod.id),

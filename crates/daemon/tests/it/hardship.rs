@@ -15,7 +15,9 @@ use wharf_testkit::machine::Machine;
 use wharf_testkit::place::Place;
 use wharf_testkit::{debian, wait};
 
-use crate::scene::{BUSYBOX, Pod, SOON, Scene, busybox, idle, refused, said, shell, with};
+use crate::scene::{
+    BUSYBOX, Pod, SOON, Scene, busybox, cgroup_file, idle, refused, said, shell, with,
+};
 
 /// A file system of its own, in the daemon's mount namespace alone. It is thawed and unmounted when
 /// dropped, also after a failed test.
@@ -95,6 +97,18 @@ impl Disk {
             "/usr/sbin/fsfreeze",
             &["-f", self.dir.to_str().unwrap()],
         );
+    }
+
+    /// The kernel meets an error on it, and makes it read-only; `false`: this kernel has no such test.
+    fn break_it(&self) -> bool {
+        let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", self.device);
+        if !Path::new(&trigger).exists() {
+            println!("skipped: a disk that becomes read-only: no {trigger}");
+            return false;
+        }
+        fs::write(&trigger, "1").unwrap();
+        assert!(fs::write(self.path("probe"), "").is_err());
+        true
     }
 
     fn thaw(&self) {
@@ -262,11 +276,6 @@ fn removal_meets_a_frozen_disk(scene: &Scene, disk: &Disk) {
 }
 
 fn read_only(scene: &Scene, disk: &Disk, pod: &Pod<'_>) {
-    let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device);
-    if !Path::new(&trigger).exists() {
-        println!("skipped: a read-only log disk: no {trigger}");
-        return;
-    }
     let config = with(
         shell("ro", "while :; do echo line; sleep 0.01; done"),
         |c| {
@@ -276,11 +285,9 @@ fn read_only(scene: &Scene, disk: &Disk, pod: &Pod<'_>) {
     let container = pod.run(&config);
     let length = || fs::metadata(disk.path("ro.log")).map_or(0, |m| m.len());
     assert!(wait::until(SOON, || Ok(length() > 0)).unwrap());
-    fs::write(&trigger, "1").unwrap();
-    assert!(
-        fs::write(disk.path("probe"), "").is_err(),
-        "it is read-only"
-    );
+    if !disk.break_it() {
+        return;
+    }
     assert_eq!(
         scene
             .cri()
@@ -382,6 +389,44 @@ fn without_room_for_records_and_snapshots_requests_fail_clearly_and_removals_wor
     let same = || Ok(before.changes(&look()).is_empty());
     let _it_may_take_a_moment = wait::until(SOON, same).unwrap();
     assert_eq!(before.changes(&look()), Vec::<String>::new());
+}
+
+#[test]
+fn on_a_disk_that_became_read_only_containers_go_on_and_can_be_ended() {
+    let Some(mut scene) = Scene::built("on_a_disk_that_became_read_only", |n| n) else {
+        return;
+    };
+    scene.registry.add("it/busybox", "1", &busybox());
+    scene.node.terminate().unwrap();
+    let disk = Disk::loop_device(&scene, scene.node.root());
+    scene.node.run().unwrap();
+    scene.cri().pull(BUSYBOX).unwrap();
+    let pod = scene.pod("lives");
+    let (running, ending) = (pod.run(&idle("c")), pod.run(&idle("d")));
+    if !disk.break_it() {
+        return;
+    }
+    let codes = [Code::Internal, Code::FailedPrecondition];
+    let words = ["ead-only"];
+    let config = scene.pod_config("new", |_| {});
+    lack(scene.cri().run_pod(&config, ""), &codes, &words);
+    lack(pod.create(&idle("e")), &codes, &words);
+    assert_eq!(scene.cri().pods().unwrap(), [pod.id.as_str()]);
+    for container in [&running, &ending] {
+        let answer = scene.cri().exec(container, &["true"], 10).unwrap();
+        assert_eq!(answer.exit_code, 0);
+    }
+    // Its end cannot be written down, which is said; it has ended all the same.
+    lack(scene.cri().stop(&ending, 0), &codes, &words);
+    assert_eq!(scene.exit_of(&ending).exit_code, 137);
+    let status = scene.cri().container_status(&running).unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    // A daemon that comes back says why it cannot work; the container does not notice.
+    let procs = cgroup_file(&scene, &running, "memory", "cgroup.procs");
+    let before = fs::read_to_string(&procs).unwrap();
+    let refused = scene.node.restart().unwrap_err().to_string();
+    assert!(refused.contains("ead-only"), "{refused}");
+    assert_eq!(fs::read_to_string(&procs).unwrap(), before);
 }
 
 fn pid(scene: &Scene) -> Option<Pid> {

@@ -288,14 +288,15 @@ impl Records {
 
     /// Writes a record whole or not at all. For one that exists there is space on a full disk, too.
     fn save(&self, path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
-        let saved = match save(path, bytes) {
-            Err(RecordError::Io { source, .. })
-                if wharf_store::is_full(&source) && path.exists() && self.reserve.release() =>
-            {
-                save(path, bytes)
-            }
-            saved => saved,
-        };
+        let is_full = |saved: &Result<(), RecordError>| matches!(saved, Err(RecordError::Io { source, .. }) if wharf_store::is_full(source));
+        let mut saved = save(path, bytes);
+        if is_full(&saved) && path.exists() && self.reserve.release() {
+            saved = save(path, bytes);
+        }
+        // Somebody else took that space.
+        if is_full(&saved) && overwrite(path, bytes).is_ok() {
+            saved = Ok(());
+        }
         if saved.is_ok() {
             self.reserve.take();
         }
@@ -448,19 +449,6 @@ const DRAFT: &str = "new";
 /// when the disk has none left. What they are is said by JSON: nothing.
 const SPARE: usize = 2048;
 
-fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
-    let saved = replace(path, bytes);
-    match &saved {
-        Err(RecordError::Io { source, .. }) if wharf_store::is_full(source) => {
-            if overwrite(path, bytes).is_ok() {
-                return Ok(());
-            }
-            saved
-        }
-        _ => saved,
-    }
-}
-
 /// Writes over a record within the room that its file has, where no disk gives more. Not whole or
 /// nothing, as a renamed draft is: but only a daemon that is killed within this one write leaves half of
 /// one, and without it nothing could be stopped and removed on a full disk.
@@ -476,7 +464,7 @@ fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all_at(&whole, 0)
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
+fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
     let draft = path.with_extension(format!("{number}.{DRAFT}"));
     let saved = write(&draft, bytes)

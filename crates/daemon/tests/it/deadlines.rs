@@ -24,6 +24,9 @@ use crate::scene::{BUSYBOX, SOON, Scene, above_busybox, cgroup_file, idle, refus
 /// test.
 const PATIENCE: Duration = Duration::from_millis(600);
 
+/// What tonic's client says when it did not even wait for the answer: on a machine that is very busy.
+const OWN_CLOCK: &str = "Timeout expired";
+
 /// A request of a client with little patience.
 fn hasty<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -37,6 +40,9 @@ fn expires<T: Debug>(stage: &str, mut ask: impl FnMut() -> Result<T, Status>) {
     let mut last = String::new();
     let named = wait::until(SOON, || {
         let status = ask().expect_err("it is held");
+        if status.message() == OWN_CLOCK {
+            return Ok(false);
+        }
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         status.message().clone_into(&mut last);
         Ok(last.contains(stage))

@@ -19,8 +19,8 @@ use crate::scene::{
     BUSYBOX, Pod, SOON, Scene, busybox, cgroup_file, idle, refused, said, shell, with,
 };
 
-/// A file system of its own, in the daemon's mount namespace alone. It is thawed and unmounted when
-/// dropped, also after a failed test.
+/// A file system of its own, in the daemon's mount namespace alone. It is unmounted when dropped, also
+/// after a failed test.
 struct Disk {
     place: Arc<Place>,
     dir: PathBuf,
@@ -91,12 +91,12 @@ impl Disk {
         path
     }
 
-    fn freeze(&self) {
-        Self::run(
-            &self.place,
-            "/usr/sbin/fsfreeze",
-            &["-f", self.dir.to_str().unwrap()],
-        );
+    /// Until the guard is dropped nobody can write. It must be dropped before the node: whatever hangs
+    /// in the kernel cannot be killed, and a mount that went away cannot be thawed by its path.
+    fn freeze(&self) -> Frozen<'_> {
+        let dir = self.dir.to_str().unwrap();
+        Self::run(&self.place, "/usr/sbin/fsfreeze", &["-f", dir]);
+        Frozen(self)
     }
 
     /// The kernel meets an error on it, and makes it read-only; `false`: this kernel has no such test.
@@ -110,28 +110,21 @@ impl Disk {
         assert!(fs::write(self.path("probe"), "").is_err());
         true
     }
+}
 
-    fn thaw(&self) {
-        Self::run(
-            &self.place,
-            "/usr/sbin/fsfreeze",
-            &["-u", self.dir.to_str().unwrap()],
-        );
+/// A file system that is frozen.
+struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let dir = self.0.dir.to_str().unwrap();
+        Disk::run(&self.0.place, "/usr/sbin/fsfreeze", &["-u", dir]);
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         let dir = self.dir.to_str().unwrap();
-        // It is thawed already where the test went well.
-        if !self.device.is_empty() {
-            drop(
-                self.place
-                    .command("/usr/sbin/fsfreeze")
-                    .args(["-u", dir])
-                    .output(),
-            );
-        }
         drop(self.place.command("/bin/umount").args(["-l", dir]).output());
     }
 }
@@ -225,7 +218,7 @@ fn a_frozen_log_disk_holds_back_only_its_container_and_a_read_only_one_nothing()
     let (whole, removed) = (slow("whole", counts), slow("removed", counts));
     let (whole, removed) = (pod.run(&whole), pod.run(&removed));
     let beside = pod.run(&shell("beside", "while :; do echo line; sleep 0.02; done"));
-    disk.freeze();
+    let frozen = disk.freeze();
     fs::write(gate(&scene).join("go"), "").unwrap();
     // The one beside logs on, once the thread that is stuck was given up.
     let length = || fs::metadata(logs.join("beside.log")).map_or(0, |m| m.len());
@@ -248,7 +241,7 @@ fn a_frozen_log_disk_holds_back_only_its_container_and_a_read_only_one_nothing()
     scene.cri().stop(&removed, 0).unwrap();
     assert_eq!(state(&removed), ContainerState::ContainerExited);
     scene.cri().remove(&removed).unwrap();
-    disk.thaw();
+    drop(frozen);
     assert_eq!(scene.exit_of(&whole).exit_code, 0);
     let log = said(&disk.read("whole.log"));
     let expected: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
@@ -266,13 +259,13 @@ fn removal_meets_a_frozen_disk(scene: &Scene, disk: &Disk) {
     let writer = pod.run(&shell("c", "while :; do echo line; done"));
     let length = || fs::metadata(disk.path("c.log")).map_or(0, |m| m.len());
     assert!(wait::until(SOON, || Ok(length() > 0)).unwrap());
-    disk.freeze();
+    let frozen = disk.freeze();
     scene.cri().stop(&writer, 0).unwrap();
     scene.cri().stop_pod(&pod.id).unwrap();
     scene.cri().remove_pod(&pod.id).unwrap();
     let another = scene.pod("another");
     another.end();
-    disk.thaw();
+    drop(frozen);
 }
 
 fn read_only(scene: &Scene, disk: &Disk, pod: &Pod<'_>) {

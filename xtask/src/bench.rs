@@ -2,7 +2,9 @@
 //! them alike. A row's figure is the median of the medians of several runs.
 
 mod report;
+mod bridge;
 mod pod;
+mod network;
 mod pull;
 mod restart;
 mod stats;
@@ -30,6 +32,8 @@ pub(crate) struct Options {
     pods: usize,
     peers_only: bool,
     programs: Option<PathBuf>,
+    /// Pods get a bridge network, of the same kind on all sides; else the place's own.
+    bridge: bool,
 }
 
 /// `cargo xtask bench`.
@@ -47,14 +51,18 @@ pub(crate) fn run(mut args: Args) -> Result<(), String> {
         pods: args.number("--pods")?.unwrap_or(100).max(1),
         peers_only: args.flag("--peers-only"),
         programs: args.option("--programs")?.map(PathBuf::from),
+        bridge: matches!(what.as_deref(), Some("pod" | "network")),
     };
     args.end()?;
     match what.as_deref() {
         Some("pod") => pod::run(&options),
+        Some("network") => network::run(&options),
         Some("pull") => pull::run(&options),
         Some("restart") => restart::run(&options),
         Some("stats") => stats::run(&options),
-        _ => Err("bench what? `cargo xtask bench pod`, `pull`, `restart` or `stats`".into()),
+        _ => Err(
+            "bench what? `cargo xtask bench pod`, `network`, `pull`, `restart` or `stats`".into(),
+        ),
     }
 }
 
@@ -66,6 +74,7 @@ pub(crate) struct Field {
     registry: RealRegistry,
     place: Arc<Place>,
     programs: Option<PathBuf>,
+    bridge: bool,
     _data: tempfile::TempDir,
 }
 
@@ -86,8 +95,9 @@ impl Field {
         let place = Place::own_without_hybrid().map_err(text)?;
         let data = wharf_testkit::temporary().map_err(text)?;
         let registry = RealRegistry::start(&place, data.path()).map_err(text)?;
-        let containerd = start(Node::of(Subject::Containerd), &place, &registry)?;
-        let ours = |dir| start(Node::wharf().programs(dir), &place, &registry);
+        let start = |builder| start(builder, &place, &registry, options.bridge);
+        let containerd = start(Node::of(Subject::Containerd))?;
+        let ours = |dir| start(Node::wharf().programs(dir));
         let wharf = programs.as_ref().map(ours).transpose()?;
         Ok(Self {
             wharf,
@@ -95,6 +105,7 @@ impl Field {
             registry,
             place,
             programs,
+            bridge: options.bridge,
             _data: data,
         })
     }
@@ -105,13 +116,23 @@ impl Field {
             Some(dir) if ours => Node::wharf().programs(dir),
             _ => Node::of(Subject::Containerd),
         };
-        start(builder, &self.place, &self.registry)
+        start(builder, &self.place, &self.registry, self.bridge)
     }
 }
 
-fn start(builder: Builder, place: &Arc<Place>, registry: &RealRegistry) -> Result<Node, String> {
+fn start(
+    builder: Builder,
+    place: &Arc<Place>,
+    registry: &RealRegistry,
+    bridge: bool,
+) -> Result<Node, String> {
     let builder = builder.place(place).mirror("_default", &registry.url());
-    builder.start().map_err(text)
+    if !bridge {
+        return builder.start().map_err(text);
+    }
+    let node = builder.network("cni").start().map_err(text)?;
+    bridge::configure(&node)?;
+    Ok(node)
 }
 
 /// How the figures were taken, for people who read them later.

@@ -32,6 +32,8 @@ const USAGE: &str = "cargo xtask TASK
   conformance crictl      root: the walk of a person with crictl [--runtime …] [--release]
   bench pod  --json FILE  root: pods against containerd with runc and crun
     [--rounds N] [--runs N] [--idle N]
+  bench network --json FILE  root: pods with a bridge network, fifty at once, against plugin programs
+    [--rounds N] [--runs N] [--pods N]
   bench pull --json FILE  root: a many-layer image against containerd
     [--rounds N] [--runs N]
   bench restart --json FILE  root: a hundred pods found again, against containerd

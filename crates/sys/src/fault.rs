@@ -23,22 +23,14 @@ pub const VARIABLE: &str = "WHARF_FAULTS";
 ///
 /// The one that a test has asked for.
 #[cfg(not(feature = "faults"))]
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "nothing of it may be left in what is shipped"
-)]
+#[inline]
 pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
 /// What the variable `name` says instead of `usual`: for tests that play another release.
 #[cfg(not(feature = "faults"))]
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "nothing of it may be left in what is shipped"
-)]
+#[inline]
 pub fn number(_name: &'static str, usual: u32) -> u32 {
     usual
 }
@@ -46,20 +38,12 @@ pub fn number(_name: &'static str, usual: u32) -> u32 {
 /// Passes the gate before the blocking step `name`: a test may hold it, until its line in `held` is gone.
 /// Gates are not points: passing one is not counted.
 #[cfg(not(feature = "faults"))]
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "nothing of it may be left in what is shipped"
-)]
+#[inline]
 pub fn gate(_name: &'static str) {}
 
 /// Nanoseconds that a test wants the wall clock to be ahead (negative: behind); 0 in every other build.
 #[cfg(not(feature = "faults"))]
-#[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "nothing of it may be left in what is shipped"
-)]
+#[inline]
 pub fn clock_shift_ns() -> i64 {
     0
 }

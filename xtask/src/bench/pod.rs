@@ -1,7 +1,9 @@
-//! Start, exec, stop and memory of host-network pods.
+//! Start, exec, stop and memory of pods with a bridge network.
 
+use std::path::Path;
 use std::time::Instant;
 
+use wharf_api::v1::PodSandboxConfig;
 use wharf_testkit::cri::{self, Cri};
 use wharf_testkit::node::Node;
 use wharf_testkit::samples::{self, BUSYBOX_IMAGE};
@@ -19,6 +21,8 @@ pub(super) struct Contestant<'a> {
     pub(super) name: String,
     pub(super) node: &'a Node,
     pub(super) handler: &'static str,
+    /// Its pods have a bridge network; else the place's own.
+    pub(super) bridge: bool,
 }
 
 /// `cargo xtask bench pod`.
@@ -92,6 +96,7 @@ pub(super) fn contestants(field: &Field) -> Vec<Contestant<'_>> {
         name: "wharf".into(),
         node,
         handler: "",
+        bridge: field.bridge,
     });
     let peers = containerd::handlers()
         .into_iter()
@@ -99,6 +104,7 @@ pub(super) fn contestants(field: &Field) -> Vec<Contestant<'_>> {
             name: format!("containerd+{handler}"),
             node: &field.containerd,
             handler,
+            bridge: field.bridge,
         });
     ours.chain(peers).collect()
 }
@@ -129,8 +135,12 @@ pub(super) fn start_pod(c: &Contestant<'_>, label: &str) -> Result<(String, Stri
     let cri = c.node.cri();
     let name = format!("{label}-{}", c.handler);
     let logs = c.node.logs().join(&name);
-    let pod = cri::host_network_pod(&name, &logs, &c.node.cgroup_parent("pods"));
-    let config = cri::host_network_container("c", BUSYBOX_IMAGE, &["sleep", "100000"]);
+    let pod = pod_config(c, &name, &logs);
+    let command = ["sleep", "100000"];
+    let config = match c.bridge {
+        true => cri::container("c", BUSYBOX_IMAGE, &command),
+        false => cri::host_network_container("c", BUSYBOX_IMAGE, &command),
+    };
     let id = cri
         .run_pod(&pod, c.handler)
         .map_err(|e| format!("RunPodSandbox: {e}"))?;
@@ -140,6 +150,19 @@ pub(super) fn start_pod(c: &Contestant<'_>, label: &str) -> Result<(String, Stri
     cri.start(&container)
         .map_err(|e| format!("StartContainer: {e}"))?;
     Ok((id, container))
+}
+
+/// A pod for this contestant.
+pub(super) fn pod_config(c: &Contestant<'_>, name: &str, logs: &Path) -> PodSandboxConfig {
+    let mut config = cri::host_network_pod(name, logs, &c.node.cgroup_parent("pods"));
+    if c.bridge {
+        let linux = config.linux.take();
+        config = cri::pod(name, logs);
+        if let (Some(own), Some(given)) = (&mut config.linux, linux) {
+            own.cgroup_parent = given.cgroup_parent;
+        }
+    }
+    config
 }
 
 pub(super) fn remove(cri: &Cri, pod: &str, container: &str) -> Result<(), String> {

@@ -53,6 +53,7 @@ fn fill(name: &str, node: &Node) -> Result<(), String> {
         name,
         node,
         handler,
+        bridge: false,
     };
     for number in 0..PODS {
         start_pod(&contestant, &format!("found-{number}"))?;

@@ -42,7 +42,7 @@ const USAGE: &str = "cargo xtask TASK
     [--rounds N] [--runs N] [--pods N]
     all: [--programs DIR] instead of a release build, [--peers-only] without wharf
   soak                    root: churn with faults, and the machine before and after
-    [--minutes N] [--seed S] [--clients N] [--debug]
+    [--minutes N] [--seed S] [--clients N] [--debug | --programs DIR]
 
 Peers are looked for in $RIG/bin and in PATH.";
 

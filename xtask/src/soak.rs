@@ -17,13 +17,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), String> {
     let seed = args.number("--seed")?.unwrap_or(1);
     let clients = args.number("--clients")?.unwrap_or(CLIENTS).max(1);
     let debug = args.flag("--debug");
+    let programs = args.option("--programs")?;
     args.end()?;
     setup::run_for(setup::For::Everything)?;
     let soak = Soak {
         seed,
         length: Duration::from_secs(60 * minutes),
         clients,
-        programs: Some(build(!debug)?),
+        programs: Some(match programs {
+            Some(dir) => std::path::absolute(dir).map_err(text)?,
+            None => build(!debug)?,
+        }),
     };
     let report = soak.run().map_err(text)?;
     println!("{report}");

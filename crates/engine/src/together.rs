@@ -348,3 +348,26 @@ async fn all_who_remove_are_answered_when_it_is_gone() {
     assert_eq!(fake.count("forget pod"), 1);
     assert!(fake.is_clean());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_being_undone_is_begun_anew_for_who_repeats_it() {
+    let fake = Fake::new();
+    let (engine, pod) = ready(&fake).await;
+    fake.fail("create container", 1);
+    fake.hold("remove container");
+    let create = |name: &str| {
+        let (engine, pod, spec) = (engine.clone(), pod.clone(), container_spec(name));
+        tokio::spawn(async move { engine.create_container(&pod, spec).await })
+    };
+    let first = create("c");
+    fake.reached("remove container").await;
+    let (second, third) = (create("c"), create("c"));
+    tokio::time::sleep(SOON).await;
+    fake.let_go("remove container");
+    first.await.unwrap().unwrap_err();
+    let id = second.await.unwrap().unwrap();
+    assert_eq!(third.await.unwrap().unwrap(), id);
+    assert_eq!(engine.containers().len(), 1);
+    engine.remove_pod(&pod).await.unwrap();
+    assert!(fake.is_clean());
+}

@@ -12,7 +12,7 @@ use super::state::{Event, State};
 use crate::error::RequestError;
 use crate::limits::RETRY_FIRST;
 use crate::record::{ContainerRecord, Exit};
-use crate::spec::ResourceSpec;
+use crate::spec::{ContainerSpec, ResourceSpec};
 use crate::view::{ContainerState, ContainerView};
 use crate::world::{Remains, StepFailure, exit_of, lost_exit};
 
@@ -83,6 +83,8 @@ pub(crate) struct Slot {
     pub(crate) overdue: bool,
     pub(crate) retry: Duration,
     pub(crate) creators: Vec<Reply<ContainerId>>,
+    /// Who repeats a creation that is being undone: it begins anew when the name is free.
+    pub(crate) repeaters: Vec<(ContainerSpec, Reply<ContainerId>)>,
     pub(crate) starters: Vec<Reply<()>>,
     pub(crate) stoppers: Vec<Reply<()>>,
     pub(crate) removers: Vec<Reply<()>>,
@@ -105,6 +107,7 @@ impl Slot {
             overdue: false,
             retry: RETRY_FIRST,
             creators: Vec::new(),
+            repeaters: Vec::new(),
             starters: Vec::new(),
             stoppers: Vec::new(),
             removers: Vec::new(),
@@ -179,6 +182,13 @@ impl Slot {
             resources: record.resources.clone(),
             pid: self.pid.filter(|_| self.exit.is_none()),
         })
+    }
+
+    /// It was never made, and what there is of it is being removed: its creation failed, or was cut off by
+    /// the end of a daemon.
+    pub(crate) fn is_undone(&self) -> bool {
+        let is_making = matches!(self.state, State::Creating | State::Created);
+        self.record.facts.is_none() && !is_making
     }
 
     /// A failed step, as an answer.

@@ -245,6 +245,9 @@ impl Driver {
             "a step of the teardown failed");
         let error = slot.error(failure);
         let created = slot.failure.clone().unwrap_or_else(|| error.clone());
+        for (_, reply) in slot.repeaters.drain(..) {
+            answer_one(reply, Err(created.clone()));
+        }
         answer_all(&mut slot.creators, &Err(created));
         answer_all(&mut slot.stoppers, &Err(error.clone()));
         answer_all(&mut slot.removers, &Err(error));
@@ -296,6 +299,10 @@ impl Driver {
         answer_all(&mut slot.stoppers, &Ok(()));
         answer_all(&mut slot.removers, &Ok(()));
         self.settle();
+        for (spec, reply) in slot.repeaters {
+            let digest = spec.digest();
+            self.on_create(spec, digest, reply);
+        }
     }
 
     pub(super) fn kill_containers(&mut self) {

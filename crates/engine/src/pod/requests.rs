@@ -33,6 +33,9 @@ impl Driver {
             .values_mut()
             .find(|s| s.record.spec.metadata == spec.metadata);
         if let Some(slot) = same {
+            if slot.is_undone() {
+                return slot.repeaters.push((spec, reply));
+            }
             return repeat_create(slot, digest, reply);
         }
         match self.admit(spec) {

@@ -36,8 +36,9 @@ use worker::{Shared, Worker};
 const IMAGES: usize = 4;
 /// Bytes of noise in each.
 const NOISE: usize = 400_000;
-/// How long the end may take: removals, trash, connections that are kept for a while.
-const SETTLE: Duration = Duration::from_secs(60);
+/// How long the end may take: removals, connections that are kept for a while, and the trash, which is
+/// emptied with the lowest priority.
+const SETTLE: Duration = Duration::from_secs(300);
 /// Pods that are run before the first look, so that caches are filled.
 const WARM_UP: usize = 10;
 

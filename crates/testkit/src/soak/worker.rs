@@ -256,14 +256,30 @@ impl Worker {
             name,
             work,
         });
-        if self
-            .must("start container", &pod, |cri| cri.start(&id))
-            .is_none()
-        {
+        if !self.start(&pod, &id, work) {
             return;
         }
         if work == Work::Counts && self.random.below(3) > 0 {
             self.check_count(at);
+        }
+    }
+
+    /// Who repeats a start, because the daemon went before it answered, may find that it was quick.
+    fn start(&mut self, pod: &str, id: &str, work: Work) -> bool {
+        match self.call("start container", pod, |cri| cri.start(id)) {
+            Outcome::Done(()) => true,
+            Outcome::Harmed => false,
+            Outcome::Refused(s)
+                if s.code() == Code::FailedPrecondition
+                    && work == Work::Counts
+                    && s.message().contains("exited") =>
+            {
+                true
+            }
+            Outcome::Refused(status) => {
+                self.complain("start container", pod, &status);
+                false
+            }
         }
     }
 
@@ -280,7 +296,7 @@ impl Worker {
                 Outcome::Done(id) => return Some(id),
                 Outcome::Harmed => return None,
                 Outcome::Refused(s)
-                    if s.code() == Code::NotFound && s.message().contains(image) =>
+                    if s.code() == Code::NotFound && is_image(s.message(), image) =>
                 {
                     self.must("pull image", "", |cri| cri.pull(image))?;
                 }
@@ -494,4 +510,9 @@ impl Worker {
         }
         self.must("end: remove pod", id, |cri| cri.remove_pod(id));
     }
+}
+
+/// Whether it is said that the image, or a layer of it, was removed.
+fn is_image(text: &str, image: &str) -> bool {
+    text.contains(image) || text.contains("pull the image again")
 }

@@ -188,7 +188,9 @@ impl Slot {
     /// the end of a daemon.
     pub(crate) fn is_undone(&self) -> bool {
         let is_making = matches!(self.state, State::Creating | State::Created);
-        self.record.facts.is_none() && !is_making
+        // No shim has ever said that it made it.
+        let is_made = self.pid.is_some() || self.record.started_at_ns > 0;
+        self.wish.remove && !is_made && !is_making
     }
 
     /// A failed step, as an answer.

@@ -94,6 +94,7 @@ pub(crate) fn walk(program: &Path, node: &Node) -> Result<(usize, Vec<String>), 
     });
     crictl.step(&["inspect", &made], running_with_pid);
     crictl.step(&["logs", &made], |a| a.contains("from the walker"));
+    measures(&mut crictl, &made);
     crictl.step(&["stop", "-t", "0", &made], |a| a.contains(&made));
     crictl.step(&["ps", "-a"], |a| a.contains("Exited"));
     crictl.step(&["rm", &made], |a| a.contains(&made));
@@ -102,6 +103,32 @@ pub(crate) fn walk(program: &Path, node: &Node) -> Result<(usize, Vec<String>), 
     crictl.step(&["rmi", BUSYBOX_IMAGE], |_| true);
     crictl.step(&["pods", "-q"], str::is_empty);
     Ok((crictl.passed, crictl.failed))
+}
+
+/// What `container` and its pod use, in the words of a person and of a program.
+fn measures(crictl: &mut Crictl<'_>, container: &str) {
+    let figure = |answer: &str, pointer: &str| {
+        let answer: Value = serde_json::from_str(answer).unwrap_or_default();
+        let text = answer.pointer(pointer).and_then(Value::as_str);
+        text.and_then(|number| number.parse::<u64>().ok()) > Some(0)
+    };
+    crictl.step(&["stats"], |a| a.contains("walker"));
+    crictl.step(&["stats", "-o", "json", container], |a| {
+        figure(a, "/stats/0/cpu/usageCoreNanoSeconds/value")
+            && figure(a, "/stats/0/memory/workingSetBytes/value")
+            && figure(a, "/stats/0/writableLayer/usedBytes/value")
+    });
+    crictl.step(&["statsp"], |a| a.contains("walk"));
+    crictl.step(&["statsp", "-o", "json"], |a| {
+        figure(a, "/stats/0/linux/process/processCount/value")
+    });
+    crictl.step(&["metricdescs"], |a| {
+        a.contains("container_memory_working_set_bytes")
+    });
+    crictl.step(&["metricsp"], |a| {
+        a.contains("container_start_time_seconds")
+    });
+    crictl.step(&["imagefsinfo"], |a| a.contains("usedBytes"));
 }
 
 /// What scripts read: the state, and `info.pid` for nsenter.

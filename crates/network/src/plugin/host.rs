@@ -1,11 +1,13 @@
 //! What the built-in plugins share of the node: sockets, tables of rules, names.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{FlockOperation, flock};
 use wharf_sys::netlink::{self, Batch, Link, Socket};
 
 use crate::error::{self, CniError};
@@ -32,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) others_addresses: PathBuf,
     /// Where the plugins keep what they need to take something back.
     pub(crate) memory: PathBuf,
+    /// Locked by the program that changes the rules.
+    rules_lock: PathBuf,
     sockets: Mutex<Vec<Socket>>,
     filter: Arc<Mutex<Table<Filter>>>,
     bridges: Arc<Mutex<Table<Bridges>>>,
@@ -54,6 +58,7 @@ impl Host {
             addresses: state.join("networks"),
             others_addresses: PathBuf::from("/var/lib/cni/networks"),
             memory: state.join("plugins"),
+            rules_lock: state.join("rules.lock"),
             sockets: Mutex::default(),
             filter: Arc::new(Mutex::new(Table::new(table))),
             bridges: Arc::new(Mutex::new(Table::new(table))),
@@ -94,7 +99,7 @@ impl Host {
         &self,
         work: impl FnOnce(&mut Table<Filter>) -> Result<T, RulesError>,
     ) -> Result<T, CniError> {
-        let answer = work(&mut lock(&self.filter)).map_err(|e| rules_failed(&e));
+        let answer = self.change(&self.filter, work);
         self.watch(&self.filter, |watches| &mut watches.0);
         answer
     }
@@ -104,9 +109,45 @@ impl Host {
         &self,
         work: impl FnOnce(&mut Table<Bridges>) -> Result<T, RulesError>,
     ) -> Result<T, CniError> {
-        let answer = work(&mut lock(&self.bridges)).map_err(|e| rules_failed(&e));
+        let answer = self.change(&self.bridges, work);
         self.watch(&self.bridges, |watches| &mut watches.1);
         answer
+    }
+
+    /// The daemon knows what its tables hold; programs change theirs one after the other, and each
+    /// looks first at what the one before it has left.
+    fn change<L: Layout, T>(
+        &self,
+        table: &Mutex<Table<L>>,
+        work: impl FnOnce(&mut Table<L>) -> Result<T, RulesError>,
+    ) -> Result<T, CniError> {
+        let alone = match self.daemon {
+            true => None,
+            false => Some(self.alone()?),
+        };
+        let mut table = lock(table);
+        if alone.is_some() {
+            table.forget();
+        }
+        work(&mut table).map_err(|e| rules_failed(&e))
+    }
+
+    /// Keeps other programs from the rules until it is dropped.
+    fn alone(&self) -> Result<File, CniError> {
+        let path = &self.rules_lock;
+        let opened = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let opened = opened.and_then(|()| {
+            let mut options = File::options();
+            options.create(true).truncate(false).write(true).open(path)
+        });
+        let file = opened.map_err(|e| failed(path.display(), e))?;
+        loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(failed(path.display(), e)),
+            }
+        }
     }
 
     /// From the first rule on the daemon watches over them.

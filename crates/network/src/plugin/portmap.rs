@@ -144,9 +144,8 @@ fn mappings(call: &Invocation<'_>, pod: &[IpNet]) -> Result<Vec<Mapping>, CniErr
                     wrong("hostIP", format!("{text:?} is not an address"))
                 })?),
             };
-        // All addresses of one family: of both, where the pod has both.
+        // None: of both families, where the pod has both.
         let family = at.map(|a| a.is_ipv4());
-        let at = at.filter(|a| !a.is_unspecified());
         let host = port("hostPort", entry.host_port)?;
         let inside = port("containerPort", entry.container_port)?;
         let to: Vec<SocketAddr> = pod
@@ -184,7 +183,8 @@ fn elements(
         let port = mapping.port.to_be_bytes();
         for to in &mapping.to {
             let address = octets(to.ip());
-            let (set, key) = match (mapping.at.map(octets), to.is_ipv4()) {
+            let at = mapping.at.filter(|a| !a.is_unspecified());
+            let (set, key) = match (at.map(octets), to.is_ipv4()) {
                 (None, true) => (Filter::Ports4, value(&[&protocol, &port])),
                 (None, false) => (Filter::Ports6, value(&[&protocol, &port])),
                 (Some(at), true) => (Filter::Ports4At, value(&[&at, &protocol, &port])),
@@ -250,6 +250,15 @@ impl Builtin for Portmap {
         let mappings = mappings(call, &pod)?;
         if mappings.is_empty() {
             return Ok(previous.clone());
+        }
+        let on_loopback = |m: &Mapping| m.at.is_some_and(|a| a.is_loopback());
+        if !self.0.daemon && mappings.iter().any(on_loopback) {
+            let text = "a loopback address is served by a process that stays, which a plugin program is \
+                        not: leave hostIP out, or let wharf run the plugin in-process";
+            return Err(CniError::unsupported(
+                "runtimeConfig.portMappings.hostIP",
+                text,
+            ));
         }
         let owner = owner(call.container_id, call.ifname);
         if self.0.daemon {

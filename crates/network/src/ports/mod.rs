@@ -57,7 +57,8 @@ pub struct Mapping {
     pub protocol: Protocol,
     /// The port of the node.
     pub port: u16,
-    /// The one address of the node that it is about; `None`: all.
+    /// The one address of the node that it is about; all of one family where it is unspecified, and
+    /// all of both for `None`.
     pub at: Option<IpAddr>,
     /// The pod's addresses, the first of each family, with the port there.
     pub to: Vec<SocketAddr>,

@@ -99,7 +99,11 @@ impl Reserved {
     /// Whether another mapping cannot be had beside it.
     pub(super) fn collides(&self, other: &Mapping) -> bool {
         let same = self.mapping.protocol == other.protocol && self.mapping.port == other.port;
-        same && (self.mapping.at.is_none() || other.at.is_none() || self.mapping.at == other.at)
+        let (Some(a), Some(b)) = (self.mapping.at, other.at) else {
+            return same;
+        };
+        let any = a.is_unspecified() || b.is_unspecified();
+        same && a.is_ipv4() == b.is_ipv4() && (a == b || any)
     }
 
     /// Forwards what comes to the sockets, on the tokio runtime of the calling thread; without one

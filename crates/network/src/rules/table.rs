@@ -68,6 +68,12 @@ impl<L: Layout> Table<L> {
         &self.name
     }
 
+    /// What is known of it may be wrong: others change it too. It is looked at when it is needed next.
+    pub fn forget(&mut self) {
+        self.wanted.clear();
+        (self.installed, self.loaded) = (false, false);
+    }
+
     /// Whether it was made or found by this value.
     pub fn is_installed(&self) -> bool {
         self.installed

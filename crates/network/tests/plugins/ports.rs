@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use wharf_network::{CniError, CniResult, CniVersion, Invocation};
 use wharf_testkit::needs_root;
 
 use crate::bridge::neighbour;
@@ -276,4 +277,80 @@ fn a_udp_flow_that_began_before_finds_the_pod() {
     drop(again);
     client.send(b"?").unwrap();
     client.recv(&mut buffer).unwrap();
+}
+
+/// ADD of a port by a program that another runtime calls.
+fn add_by_program(host: &Host, id: &str, port: &Value) -> Result<CniResult, CniError> {
+    let program = host.program();
+    let plugin = json!({ "type": "portmap" });
+    let result: CniResult = serde_json::from_value(json!({
+        "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/x" }],
+        "ips": [{ "address": "10.88.0.2/24", "interface": 0 }],
+    }))
+    .unwrap();
+    let asks = asks(&json!([port]));
+    let call = Invocation {
+        network: "n",
+        version: CniVersion::V1_1_0,
+        plugin: plugin.as_object().unwrap(),
+        prev_result: Some(&result),
+        runtime_config: &asks.runtime,
+        container_id: id,
+        ifname: "eth0",
+        netns: None,
+        args: &[],
+        delegate: host,
+    };
+    host.in_net(|| program.get("portmap").unwrap().add(&call))
+}
+
+#[test]
+fn programs_that_map_ports_at_the_same_time_lose_none() {
+    if !needs_root("programs_that_map_ports_at_the_same_time") {
+        return;
+    }
+    let host = Host::new();
+    let port = |n: u32| json!({ "hostPort": n, "containerPort": 80, "protocol": "tcp" });
+    // The first ones find no table, which is when they could take each other's for nobody's.
+    for _round in 0..12 {
+        let together = std::sync::Barrier::new(12);
+        std::thread::scope(|scope| {
+            for n in 20_000..20_012 {
+                let (host, together) = (&host, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    add_by_program(host, &format!("pod{n}"), &port(n)).unwrap();
+                });
+            }
+        });
+        let map = host.nft("list map inet wharf_cni ports4");
+        for n in 20_000..20_012 {
+            assert!(map.contains(&n.to_string()), "{n} in {map}");
+        }
+        host.nft("delete table inet wharf_cni");
+    }
+    // A port on loopback alone needs somebody who stays: it is refused, not left out.
+    let mut alone = port(21_000);
+    alone["hostIP"] = "127.0.0.1".into();
+    let error = add_by_program(&host, "alone", &alone).unwrap_err();
+    assert!(error.msg.contains("hostIP"), "{error}");
+}
+
+#[test]
+fn a_port_may_be_asked_for_by_family() {
+    if !needs_root("a_port_may_be_asked_for_by_family") {
+        return;
+    }
+    let host = Host::new();
+    let chain = network();
+    let of = |at: &str, inside: u16| json!({ "hostPort": 9000, "containerPort": inside, "protocol": "tcp", "hostIP": at });
+    let (pod, other) = (host.pod("pod"), host.pod("other"));
+    let both = asks(&json!([of("0.0.0.0", 80), of("::", 81)]));
+    let result = host.add(&pod, &chain, &both).unwrap();
+    host.check(&pod, &chain, &both, &result).unwrap();
+    assert!(host.nft("list map inet wharf ports4").contains(". 80"));
+    assert!(host.nft("list map inet wharf ports6").contains(". 81"));
+    let one = asks(&json!([of("192.0.2.1", 80)]));
+    let error = host.add(&other, &chain, &one).unwrap_err();
+    assert!(error.msg.contains("pod pod eth0"), "{error}");
 }

@@ -180,6 +180,11 @@ impl Host {
         self
     }
 
+    /// The plugins as a process of its own has them that another runtime calls.
+    pub(crate) fn program(&self) -> Plugins {
+        Plugins::for_program(&config(self.directory.path()))
+    }
+
     pub(crate) fn pod(&self, id: &str) -> Pod {
         Pod::new(&self.place, id)
     }

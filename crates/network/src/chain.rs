@@ -20,8 +20,10 @@ use crate::version::CniVersion;
 
 /// A plugin of a chain failed. The plugin's own words are the source.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("plugin {plugin:?} of network {network:?} failed at {verb}")]
+#[error("{}plugin {plugin:?} of network {network:?} failed at {verb}", place(.file))]
 pub struct ChainError {
+    /// Where the network was read; empty for our own.
+    pub file: PathBuf,
     /// The network.
     pub network: String,
     /// The plugin.
@@ -30,7 +32,14 @@ pub struct ChainError {
     pub verb: &'static str,
     /// What the plugin said.
     #[source]
-    pub source: CniError,
+    pub source: Box<CniError>,
+}
+
+fn place(file: &Path) -> String {
+    match file.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!("{}: ", file.display()),
+    }
 }
 
 impl ChainError {
@@ -216,22 +225,40 @@ impl Runner {
     pub fn status(&self, network: &Network) -> Result<(), ChainError> {
         for plugin in &network.plugins {
             let done = match self.builtin(plugin) {
-                Some(builtin) => builtin.status(&network.name, &plugin.object),
-                None => self.exec_status(network, plugin),
+                Some(builtin) => builtin
+                    .status(&network.name, &plugin.object)
+                    .and_then(|()| self.addresses_status(network, plugin)),
+                None => self.exec_status(network, &plugin.kind, plugin),
             };
             done.map_err(at(network, plugin, "STATUS"))?;
         }
         Ok(())
     }
 
-    fn exec_status(&self, network: &Network, plugin: &PluginConf) -> Result<(), CniError> {
+    /// Whoever gives a built-in plugin its addresses has a part of its object, and a say.
+    fn addresses_status(&self, network: &Network, plugin: &PluginConf) -> Result<(), CniError> {
+        let Some(name) = addresses_by(plugin) else {
+            return Ok(());
+        };
+        match self.plugins.get(name) {
+            Some(builtin) => builtin.status(&network.name, &plugin.object),
+            None => self.exec_status(network, name, plugin),
+        }
+    }
+
+    fn exec_status(
+        &self,
+        network: &Network,
+        name: &str,
+        plugin: &PluginConf,
+    ) -> Result<(), CniError> {
         if network.version < CniVersion::V1_1_0 {
-            self.path(&plugin.kind)?;
+            self.path(name)?;
             return Ok(());
         }
         let conf = request(network, &plugin.object, None, &Map::new());
         let verb = Verb::of_network("STATUS", self.deadlines.status);
-        self.exec(&plugin.kind, &verb, &conf)?;
+        self.exec(name, &verb, &conf)?;
         Ok(())
     }
 
@@ -306,6 +333,10 @@ impl Runner {
             let builtin = self.plugins.get(&plugin.kind);
             plugin.builtin = builtin.is_some_and(|builtin| {
                 let said = builtin.status(&network.name, &plugin.object);
+                let own = addresses_by(plugin).and_then(|name| self.plugins.get(name));
+                let said = said.and_then(|()| {
+                    own.map_or(Ok(()), |own| own.status(&network.name, &plugin.object))
+                });
                 let knows = said.err().is_none_or(|e| e.code != UNSUPPORTED_FIELD);
                 knows || exec::find(&self.bin_dirs, &plugin.kind).is_none()
             });
@@ -472,13 +503,21 @@ fn at(
     plugin: &PluginConf,
     verb: &'static str,
 ) -> impl FnOnce(CniError) -> ChainError + use<> {
-    let (network, plugin) = (network.name.clone(), plugin.kind.clone());
+    let (file, network) = (network.file.clone(), network.name.clone());
+    let plugin = plugin.kind.clone();
     move |source| ChainError {
+        file,
         network,
         plugin,
         verb,
-        source,
+        source: Box::new(source),
     }
+}
+
+/// The plugin that gives this one addresses.
+fn addresses_by(plugin: &PluginConf) -> Option<&str> {
+    let name = plugin.object.get("ipam")?.get("type")?.as_str();
+    name.filter(|name| !name.is_empty())
 }
 
 /// What the runtime knows and the plugin wants to know.
@@ -702,6 +741,28 @@ echo \"$CNI_COMMAND $NAME $CNI_CONTAINERID $CNI_IFNAME [$CNI_NETNS] $CNI_ARGS $C
                 "10.0.0.2/24",
                 "{command} {name}"
             );
+        }
+    }
+
+    #[test]
+    fn a_wrong_subnet_is_found_before_a_pod_needs_it_and_named_with_file_and_plugin() {
+        let mut rig = Rig::new();
+        rig.runner.plugins = Plugins::new(&crate::plugin::PluginsConfig {
+            root: rig.dir.path().to_owned(),
+            state: rig.dir.path().to_owned(),
+        });
+        let status = |subnet: &str| {
+            let text = json!({"cniVersion": "1.1.0", "name": "net", "type": "bridge",
+                "ipam": {"type": "host-local", "subnet": subnet}});
+            let text = text.to_string();
+            let file = Path::new("/d/net.conf");
+            let parsed = crate::config::parse(file, text.as_bytes(), |_| Ok(Vec::new()));
+            rig.runner.status(&rig.runner.settle(&parsed.unwrap()))
+        };
+        status("10.0.0.0/24").unwrap();
+        let text = wharf_types::chain(&status("10.0.0.0/99").unwrap_err());
+        for word in ["/d/net.conf", "bridge", "subnet", "10.0.0.0/99"] {
+            assert!(text.contains(word), "{word} in {text}");
         }
     }
 

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The record, not the directory of configurations, drives DEL, CHECK and GC: an attachment is taken
-//! down the way it was made. No fsync: after a power cut the kernel has nothing of it either.
+//! down the way it was made. After a power cut the kernel has nothing of it either, and what is built in
+//! keeps nothing; what programs keep, on disk or in a cluster, may outlive it: their records are synced.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -113,20 +114,33 @@ impl Records {
         if u64::try_from(bytes.len()).map_or(true, |n| n > RECORD_MAX) {
             return Err(malformed(format!("over the limit of {RECORD_MAX} bytes")));
         }
+        let lasting = record.network.plugins.iter().any(|p| !p.builtin);
         // One writer for each attachment, so that its draft is nobody else's.
         let draft = path.with_extension(DRAFT);
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let written = options
             .open(&draft)
-            .and_then(|mut file| file.write_all(&bytes))
+            .and_then(|mut file| {
+                file.write_all(&bytes)?;
+                if lasting { file.sync_data() } else { Ok(()) }
+            })
             .map_err(failed("write", &draft))
-            .and_then(|()| std::fs::rename(&draft, &path).map_err(failed("rename", &path)));
+            .and_then(|()| std::fs::rename(&draft, &path).map_err(failed("rename", &path)))
+            .and_then(|()| match lasting {
+                true => self.sync(),
+                false => Ok(()),
+            });
         if written.is_err() {
             // What stays all the same is removed at the next start.
             std::fs::remove_file(&draft).ok();
         }
         written
+    }
+
+    fn sync(&self) -> Result<(), RecordError> {
+        let synced = std::fs::File::open(&self.0).and_then(|dir| dir.sync_all());
+        synced.map_err(failed("sync", &self.0))
     }
 
     /// Removes a record; one that is gone is fine.

@@ -1,6 +1,7 @@
 //! `firewall`: lets the pods' packets through, and keeps bridges apart where it is asked for.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -24,12 +25,18 @@ const KNOWN: [&str; 4] = [
 const ACCEPT: [Filter; 2] = [Filter::Accept4, Filter::Accept6];
 const BRIDGES: [Filter; 3] = [Filter::Apart, Filter::ApartPairs, Filter::IsolatedPairs];
 
+/// How often it is looked for chains of others: where Services have chains of their own there are
+/// thousands to be read, which no pod needs to wait for.
+const LOOK_PERIOD: Duration = Duration::from_secs(60);
+
 /// The plugin.
 #[derive(Debug)]
 pub(crate) struct Firewall {
     host: Arc<Host>,
     /// Chains of others that were warned of.
     warned: Mutex<Vec<String>>,
+    /// When it was looked for them last.
+    looked: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,11 +91,19 @@ impl Firewall {
         Self {
             host,
             warned: Mutex::default(),
+            looked: Mutex::default(),
         }
     }
 
     /// An accept in our table is not the last word: a chain of someone else may drop the packet.
     fn warn_of_others(&self) {
+        {
+            let mut looked = lock(&self.looked);
+            if looked.is_some_and(|then| then.elapsed() < LOOK_PERIOD) {
+                return;
+            }
+            *looked = Some(Instant::now());
+        }
         let chains = Socket::netfilter().and_then(|mut socket| base_chains(&mut socket));
         let Ok(chains) = chains else { return };
         let mut warned = lock(&self.warned);

@@ -41,3 +41,5 @@ pub const STATUS_ITEMS_MAX: usize = 64;
 pub const HELPER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often garbage is collected while nothing else asks for it.
 pub const GC_PERIOD: Duration = Duration::from_secs(1800);
+/// How often it is tried to detach what is nobody's and could not be detached.
+pub const ORPHANS_PERIOD: Duration = Duration::from_secs(60);

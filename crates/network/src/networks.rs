@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, RwLock, Semaphore};
+use tokio::task::JoinSet;
 
 use crate::attachments::{AttachRequest, Attachments, NetworkError, PodNetns};
 use crate::chain::{Deadlines, Runner};
@@ -16,7 +17,7 @@ use crate::config::Network;
 use crate::default_network::{self, Subnets};
 use crate::directory::{Directory, Found};
 use crate::ip::{IpNet, IpNetError};
-use crate::limits::{CHAINS_MAX, GC_PERIOD, STATUS_ITEMS_MAX, STATUS_PERIOD};
+use crate::limits::{CHAINS_MAX, GC_PERIOD, ORPHANS_PERIOD, STATUS_ITEMS_MAX, STATUS_PERIOD};
 use crate::plugin::Plugins;
 use crate::readiness::{Finding, Readiness};
 use crate::record::{RecordError, Records};
@@ -75,6 +76,8 @@ struct Inner {
     chains: Arc<Semaphore>,
     /// One at a time for each container; forgotten when nobody works at it.
     containers: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    /// Containers of nobody whose DEL failed.
+    orphans: Mutex<BTreeSet<String>>,
     /// Attaching and detaching share a network, collecting has it alone.
     networks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
 }
@@ -121,6 +124,7 @@ impl Networks {
             }),
             chains: Arc::new(Semaphore::new(CHAINS_MAX)),
             containers: Mutex::default(),
+            orphans: Mutex::default(),
             networks: Mutex::default(),
             config,
         };
@@ -142,7 +146,7 @@ impl Networks {
         let network = self.0.current()?;
         let id = request.container_id.clone();
         let names = BTreeSet::from([network.name.clone()]);
-        self.with(id, names, move |inner| {
+        self.with(id, Some(names), move |inner| {
             inner.attachments.attach(&network, &request)
         })
         .await
@@ -158,12 +162,8 @@ impl Networks {
         container_id: &str,
         netns: Option<PodNetns>,
     ) -> Result<(), NetworkError> {
-        let names = self.0.attachments.networks_of(container_id);
-        if names.is_empty() {
-            return Ok(());
-        }
         let id = container_id.to_owned();
-        self.with(id.clone(), names, move |inner| {
+        self.with(id.clone(), None, move |inner| {
             inner.attachments.detach(&id, netns.as_ref())
         })
         .await
@@ -175,9 +175,8 @@ impl Networks {
     ///
     /// The first plugin that misses something.
     pub async fn check(&self, container_id: &str, netns: PodNetns) -> Result<(), NetworkError> {
-        let names = self.0.attachments.networks_of(container_id);
         let id = container_id.to_owned();
-        self.with(id.clone(), names, move |inner| {
+        self.with(id.clone(), None, move |inner| {
             inner.attachments.check(&id, &netns)
         })
         .await
@@ -195,12 +194,31 @@ impl Networks {
     pub async fn collect(&self, orphans: BTreeSet<String>) {
         for id in orphans {
             tracing::info!(container = id, "attached, and nobody's: it is detached");
-            if let Err(error) = self.detach(&id, None).await {
-                tracing::warn!(container = id, error = %wharf_types::chain(&error),
-                    "it is tried again at the next start");
-            }
+            self.detach_orphan(id).await;
         }
         self.collect_garbage().await;
+    }
+
+    async fn detach_orphan(&self, id: String) {
+        match self.detach(&id, None).await {
+            Ok(()) => drop(lock(&self.0.orphans).remove(&id)),
+            Err(error) => {
+                tracing::warn!(container = id, error = %wharf_types::chain(&error),
+                    "an orphan's network: it is tried again");
+                lock(&self.0.orphans).insert(id);
+            }
+        }
+    }
+
+    /// Orphans whose DEL failed, and where it is time for it the networks' garbage.
+    async fn collect_again(self, garbage: bool) {
+        let orphans = lock(&self.0.orphans).clone();
+        for id in orphans {
+            self.detach_orphan(id).await;
+        }
+        if garbage {
+            self.collect_garbage().await;
+        }
     }
 
     /// GC of every network that something is, or would be, attached to.
@@ -265,11 +283,11 @@ impl Networks {
             }
         };
         let mut directory = Directory::new(inner.config.config_dir.clone());
-        let mut asked = tokio::task::JoinSet::new();
+        let (mut asked, mut collecting) = (JoinSet::new(), JoinSet::new());
         let mut about = None;
         let mut ticks = tokio::time::interval(STATUS_PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut due, mut collected) = (true, Instant::now());
+        let (mut due, mut collected, mut tried) = (true, Instant::now(), Instant::now());
         loop {
             if let Some(watch) = &watch {
                 watch.renew();
@@ -292,29 +310,36 @@ impl Networks {
                 let this = self.0.clone();
                 asked.spawn_blocking(move || this.ask());
             }
-            if collected.elapsed() > GC_PERIOD {
-                collected = Instant::now();
-                self.collect_garbage().await;
+            // Beside: a plugin that hangs would keep changed configurations unseen.
+            let garbage = collected.elapsed() > GC_PERIOD;
+            let orphans = tried.elapsed() > ORPHANS_PERIOD && !lock(&inner.orphans).is_empty();
+            if collecting.is_empty() && (garbage || orphans) {
+                tried = Instant::now();
+                collected = if garbage { tried } else { collected };
+                collecting.spawn(self.clone().collect_again(garbage));
             }
             tokio::select! {
                 Ok(()) = changed(watch.as_ref()) => {}
                 Some(_answered) = asked.join_next() => {}
+                Some(_done) = collecting.join_next() => {}
                 _ = ticks.tick() => due = true,
             }
         }
     }
 
-    /// Runs what blocks: one at a time for a container, beside others in its networks.
+    /// Runs what blocks: one at a time for a container, beside others in its networks. `None`: those that
+    /// it is attached to when its turn comes; an attachment whose caller has gone away may be on its way.
     async fn with<T: Send + 'static>(
         &self,
         container_id: String,
-        networks: BTreeSet<String>,
+        networks: Option<BTreeSet<String>>,
         work: impl FnOnce(&Inner) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
         let inner = self.0.clone();
         // In a task of its own: a caller that goes away leaves nothing half-done.
         let task = tokio::spawn(async move {
             let container = inner.container_lock(&container_id).lock_owned().await;
+            let networks = networks.unwrap_or_else(|| inner.attachments.networks_of(&container_id));
             let mut shared = Vec::new();
             for name in &networks {
                 shared.push(inner.network_lock(name).read_owned().await);
@@ -473,11 +498,139 @@ impl Inner {
         }
         let finding = match said {
             Ok(()) => Finding::Ready,
-            Err(e) => {
-                let file = network.file.display();
-                Finding::NotReady(format!("{file}: {}", wharf_types::chain(&e)))
-            }
+            Err(e) => Finding::NotReady(wharf_types::chain(&e)),
         };
         shown.readiness.on(finding, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::{Attachment, Builtin, Invocation};
+    use crate::error::CniError;
+    use serde_json::{Map, Value};
+
+    /// A plugin that writes down what it is called for, and refuses as many DELs as it is told.
+    #[derive(Debug, Default)]
+    struct Fake {
+        calls: Mutex<Vec<&'static str>>,
+        refusals: Mutex<u32>,
+    }
+
+    impl Builtin for Fake {
+        fn name(&self) -> &'static str {
+            "fake"
+        }
+
+        fn add(&self, _: &Invocation<'_>) -> Result<CniResult, CniError> {
+            lock(&self.calls).push("ADD");
+            Ok(CniResult::default())
+        }
+
+        fn del(&self, _: &Invocation<'_>) -> Result<(), CniError> {
+            lock(&self.calls).push("DEL");
+            let mut refusals = lock(&self.refusals);
+            match refusals.checked_sub(1) {
+                None => Ok(()),
+                Some(left) => {
+                    *refusals = left;
+                    Err(CniError::internal("not now"))
+                }
+            }
+        }
+
+        fn check(&self, _: &Invocation<'_>) -> Result<(), CniError> {
+            Ok(())
+        }
+
+        fn status(&self, _: &str, _: &Map<String, Value>) -> Result<(), CniError> {
+            Ok(())
+        }
+
+        fn gc(&self, _: &str, _: &Map<String, Value>, _: &[Attachment]) -> Result<(), CniError> {
+            Ok(())
+        }
+    }
+
+    fn networks(dir: &std::path::Path, fake: &Arc<Fake>) -> Networks {
+        let conf = r#"{"cniVersion": "1.0.0", "name": "net", "type": "fake"}"#;
+        std::fs::write(dir.join("10-net.conf"), conf).unwrap();
+        let config = NetworksConfig {
+            config_dir: dir.to_owned(),
+            bin_dirs: Vec::new(),
+            root: dir.join("root"),
+            state: dir.join("state"),
+            boot: "this".to_owned(),
+            builtin: true,
+            default_network: false,
+            grace: Duration::ZERO,
+            open_files: None,
+            helper: PathBuf::from("/bin/true"),
+        };
+        Networks::open(config, Plugins::of(vec![fake.clone()])).unwrap()
+    }
+
+    fn request(id: &str) -> AttachRequest {
+        let null = || std::fs::File::open("/dev/null").unwrap().into();
+        AttachRequest {
+            container_id: id.to_owned(),
+            ifname: "eth0".to_owned(),
+            netns: PodNetns {
+                path: "/run/netns/x".into(),
+                fd: null(),
+                route: null(),
+            },
+            args: Vec::new(),
+            capabilities: Map::new(),
+        }
+    }
+
+    fn block_on(work: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build();
+        runtime.unwrap().block_on(work);
+    }
+
+    #[test]
+    fn a_detachment_waits_for_an_attachment_whose_caller_has_gone_away() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
+        let networks = networks(dir.path(), &fake);
+        block_on(async {
+            let collecting = networks.0.network_lock("net").write_owned().await;
+            let this = networks.clone();
+            let attach = tokio::spawn(async move { this.attach(request("pod")).await });
+            while lock(&networks.0.containers).is_empty() {
+                tokio::task::yield_now().await;
+            }
+            attach.abort();
+            attach.await.unwrap_err();
+            let this = networks.clone();
+            let detach = tokio::spawn(async move { this.detach("pod", None).await });
+            for _long_enough_to_return in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            drop(collecting);
+            detach.await.unwrap().unwrap();
+            drop(networks.0.container_lock("pod").lock().await);
+        });
+        assert_eq!(*lock(&fake.calls), ["ADD", "DEL"]);
+        assert!(networks.orphans(&BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn an_orphan_whose_del_failed_is_tried_again_without_a_restart() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Arc::new(Fake::default()));
+        let networks = networks(dir.path(), &fake);
+        block_on(async {
+            networks.attach(request("pod")).await.unwrap();
+            *lock(&fake.refusals) = 1;
+            let orphans = networks.orphans(&BTreeSet::new());
+            networks.collect(orphans).await;
+            assert!(!networks.orphans(&BTreeSet::new()).is_empty());
+            networks.clone().collect_again(false).await;
+        });
+        assert!(networks.orphans(&BTreeSet::new()).is_empty());
+        assert_eq!(*lock(&fake.calls), ["ADD", "DEL", "DEL"]);
     }
 }

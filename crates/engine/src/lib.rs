@@ -12,6 +12,7 @@ pub mod view; // what readers see
 pub mod error; // why not
 pub mod config; // what the engine is told once
 mod reserve; // space on a full disk
+mod amendment; // changes of a record where there is no space
 pub mod record; // what the disk knows
 pub mod world; // what drivers do to the machine
 pub mod board; // where pictures are published

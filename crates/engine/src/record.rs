@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use wharf_sys::fault::point;
 use wharf_types::{ContainerId, Kind, PodId};
 
+use crate::amendment::{ROOM, amend, amended};
 use crate::limits::{RECORD_FILE_MAX, RECORD_MAX};
 use crate::reserve::Reserve;
 use crate::spec::{ContainerSpec, PodMetadata, PodSpec, ResourceSpec};
@@ -294,7 +295,7 @@ impl Records {
             saved = save(path, bytes);
         }
         // Somebody else took that space.
-        if is_full(&saved) && overwrite(path, bytes).is_ok() {
+        if is_full(&saved) && amend(path, bytes).is_ok() {
             saved = Ok(());
         }
         if saved.is_ok() {
@@ -427,11 +428,11 @@ fn encode<T: Record>(what: &str, id: &str, record: &T) -> Result<Vec<u8>, Record
         path: PathBuf::from(format!("{what} {id}")),
         source,
     })?;
-    let limit = match record.has_ended() {
-        true => RECORD_FILE_MAX,
-        false => RECORD_MAX,
+    let (size, limit) = match record.has_ended() {
+        true => (bytes.len() + ROOM, RECORD_FILE_MAX),
+        false => (bytes.len(), RECORD_MAX),
     };
-    if u64::try_from(bytes.len()).is_ok_and(|size| size <= limit) {
+    if u64::try_from(size).is_ok_and(|size| size <= limit) {
         return Ok(bytes);
     }
     Err(RecordError::Unreadable {
@@ -444,25 +445,6 @@ fn encode<T: Record>(what: &str, id: &str, record: &T) -> Result<Vec<u8>, Record
 static DRAFTS: AtomicU64 = AtomicU64::new(0);
 /// How a draft's name ends.
 const DRAFT: &str = "new";
-
-/// Spaces at the end of each record file: room for how something ended, which must be written down
-/// when the disk has none left. What they are is said by JSON: nothing.
-const SPARE: usize = 2048;
-
-/// Writes over a record within the room that its file has, where no disk gives more. Not whole or
-/// nothing, as a renamed draft is: but only a daemon that is killed within this one write leaves half of
-/// one, and without it nothing could be stopped and removed on a full disk.
-fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let file = std::fs::OpenOptions::new().write(true).open(path)?;
-    let room = usize::try_from(file.metadata()?.len()).unwrap_or(0);
-    if bytes.len() > room {
-        return Err(std::io::ErrorKind::StorageFull.into());
-    }
-    let mut whole = bytes.to_vec();
-    whole.resize(room, b' ');
-    file.write_all_at(&whole, 0)
-}
 
 fn save(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
@@ -485,9 +467,9 @@ fn write(draft: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     // Environments may hold secrets.
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(draft).map_err(io("create", draft))?;
-    let mut whole = Vec::with_capacity(bytes.len() + SPARE);
+    let mut whole = Vec::with_capacity(bytes.len() + ROOM);
     whole.extend_from_slice(bytes);
-    whole.resize(bytes.len() + SPARE, b' ');
+    whole.resize(bytes.len() + ROOM, b' ');
     file.write_all(&whole).map_err(io("write", draft))
 }
 
@@ -502,6 +484,13 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecordError> {
         return Err(RecordError::TooBig {
             path: path.to_owned(),
         });
+    }
+    let malformed = |source| RecordError::Malformed {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(whole) = amended(&bytes).map_err(malformed)? {
+        bytes = serde_json::to_vec(&whole).map_err(malformed)?;
     }
     let form: Form = parse(path, &bytes)?;
     if form.version > VERSION {

@@ -37,7 +37,13 @@ impl Reserve {
         if *held {
             return;
         }
-        let made = File::create(&self.path)
+        // What an earlier daemon left of it is kept: others may take all that is given up.
+        let mut options = File::options();
+        let made = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&self.path)
             .is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, BYTES).is_ok());
         if made {
             *held = true;

@@ -167,17 +167,28 @@ fn pods_whose_records_are_lost_do_not_run_on() {
     };
     let kept = scene.pod("kept");
     let stays = kept.run(&idle("stays"));
-    let lost = scene.pod("lost");
-    let container = lost.run(&idle("c"));
-    let (kept_id, lost_id) = (kept.id.clone(), lost.id.clone());
-    let pid = scene.info(&container)["pid"].as_i64().unwrap();
+    // As kubelet asks for it: with a cgroup that is given to the pod.
+    let parent = scene.node.cgroup_parent("pods");
+    let given = scene.pod_with("given", |p| {
+        crate::scene::pod_linux(p).cgroup_parent = parent.clone();
+    });
+    let lost = [scene.pod("lost"), given];
+    let pids: Vec<_> = lost
+        .iter()
+        .map(|pod| scene.info(&pod.run(&idle("c")))["pid"].as_i64().unwrap())
+        .collect();
+    let kept_id = kept.id.clone();
+    let lost = lost.map(|pod| pod.id.clone());
     scene.node.kill().unwrap();
-    fs::remove_dir_all(scene.node.root().join("pods").join(&lost_id)).unwrap();
+    for id in &lost {
+        fs::remove_dir_all(scene.node.root().join("pods").join(id)).unwrap();
+    }
     scene.node.run().unwrap();
     assert_eq!(scene.cri().pods().unwrap(), [&*kept_id]);
     let gone = || {
-        let shim = ours(&scene).iter().any(|p| p.command.contains(&lost_id));
-        Ok(!shim && !Path::new(&format!("/proc/{pid}")).exists())
+        let is_lost = |p: &machine::Process| lost.iter().any(|id| p.command.contains(id));
+        let lives = |pid: &i64| Path::new(&format!("/proc/{pid}")).exists();
+        Ok(!ours(&scene).iter().any(is_lost) && !pids.iter().any(lives))
     };
     assert!(wait::until(SOON, gone).unwrap());
     let status = scene.cri().container_status(&stays).unwrap();

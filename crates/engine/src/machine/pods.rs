@@ -432,7 +432,7 @@ fn bind(namespace: &OwnedFd, path: &Path) -> std::io::Result<()> {
     Ok(rustix::mount::mount_bind(source, path)?)
 }
 
-fn unbind(path: &Path) -> std::io::Result<()> {
+pub(super) fn unbind(path: &Path) -> std::io::Result<()> {
     use rustix::io::Errno;
     match rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH) {
         // Not there, or not mounted.

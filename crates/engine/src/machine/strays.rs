@@ -10,8 +10,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::process::{Signal, pidfd_send_signal};
-use wharf_types::PodId;
+use wharf_types::{ContainerId, PodId};
 
+use super::pods::unbind;
 use super::{Parts, home_path};
 use crate::shim::identity;
 
@@ -75,6 +76,11 @@ impl Parts {
     }
 
     fn end_stray(&self, pid: u32, pidfd: &OwnedFd, member: &Member, known: &BTreeSet<PodId>) {
+        // While it has children: those of a shim that has ended are the zygote's.
+        let containers = match member {
+            Member::Zygote => BTreeSet::new(),
+            Member::Shim(pod) => containers_of(pid, pod),
+        };
         tracing::warn!(pid, ?member, "nobody can reach it: it is killed");
         if let Err(e) = pidfd_send_signal(pidfd, Signal::KILL) {
             tracing::warn!(pid, error = %e, "it cannot be killed");
@@ -86,14 +92,57 @@ impl Parts {
             // Its driver takes down the rest.
             return;
         }
-        let Ok(cgroup) = self.cgroups.open(&self.own_cgroup(pod)) else {
-            return;
-        };
-        if let Err(e) = cgroup.kill().and_then(|()| cgroup.remove()) {
-            tracing::warn!(%pod, error = %wharf_types::chain(&e), "its containers stay");
+        // Its containers may be in a cgroup that it was given, which only they can tell of any more.
+        for path in containers.into_iter().chain([self.own_cgroup(pod)]) {
+            let Ok(cgroup) = self.cgroups.open(&path) else {
+                continue;
+            };
+            if let Err(e) = cgroup.kill().and_then(|()| cgroup.remove()) {
+                let error = wharf_types::chain(&e);
+                tracing::warn!(%pod, path, error, "its containers stay");
+            }
+        }
+        if let Some(path) = self.netns_path(pod)
+            && let Err(e) = unbind(&path)
+        {
+            tracing::warn!(%pod, path = %path.display(), error = %e, "its network namespace stays");
         }
         std::fs::remove_dir_all(self.pod_dir(pod)).ok();
     }
+}
+
+/// The cgroups of the containers whose processes are children of a pod's shim, each once.
+fn containers_of(shim: u32, pod: &PodId) -> BTreeSet<String> {
+    let Ok(all) = std::fs::read_dir("/proc") else {
+        return BTreeSet::new();
+    };
+    let children = all.flatten().filter(|process| {
+        let stat = std::fs::read_to_string(process.path().join("stat"));
+        stat.is_ok_and(|stat| parent(&stat) == Some(shim))
+    });
+    children
+        .filter_map(|child| std::fs::read_to_string(child.path().join("cgroup")).ok())
+        .filter_map(|lines| container_cgroup(&lines, pod))
+        .collect()
+}
+
+/// Who made a process: proc_pid_stat(5), field 4.
+fn parent(stat: &str) -> Option<u32> {
+    // The name, in parentheses, may contain anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(1)?.parse().ok()
+}
+
+/// The cgroup of the container that a process is in, from its proc_pid_cgroup(5): the last name of its path
+/// that is a container's id; below it are execs.
+fn container_cgroup(lines: &str, pod: &PodId) -> Option<String> {
+    lines.lines().find_map(|line| {
+        let path = line.splitn(3, ':').nth(2)?.trim_start_matches('/');
+        let names: Vec<_> = path.split('/').collect();
+        let container = |name: &&str| *name != pod.as_str() && name.parse::<ContainerId>().is_ok();
+        let last = names.iter().rposition(container)?;
+        Some(names.get(..=last)?.join("/"))
+    })
 }
 
 fn names(target: &Path, log: &Path) -> bool {
@@ -128,6 +177,24 @@ mod tests {
         for other in ["", "wharf-shim", "wharf-shim\0x", "sh\0zygote"] {
             assert_eq!(member_of(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_container_is_told_by_its_cgroup_wherever_that_is() {
+        let (pod, id) = (PodId::from_random([7; 32]), "b".repeat(64));
+        let of =
+            |path: &str| container_cgroup(&format!("9:name=x:/\n3:memory:{path}\n0::/\n"), &pod);
+        for own in [
+            format!("kubepods/podx/{id}"),
+            format!("wharf/pods/{pod}/{id}"),
+        ] {
+            assert_eq!(of(&format!("/{own}")), Some(own.clone()));
+            assert_eq!(of(&format!("/{own}/exec-1")), Some(own));
+        }
+        for other in ["/", "/wharf/shims", &format!("/wharf/pods/{pod}")] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use wharf_types::Kind;
 
 use crate::builtin::{Attachment, Delegate, Invocation, Netns};
-use crate::config::{Network, PluginConf};
+use crate::config::{Network, PluginConf, place};
 use crate::convert;
 use crate::error::{CniError, DECODE, INTERNAL, TRY_AGAIN, UNKNOWN_CONTAINER, UNSUPPORTED_FIELD};
 use crate::exec::{self, Ended, How, Run, RunError};
@@ -33,13 +33,6 @@ pub struct ChainError {
     /// What the plugin said.
     #[source]
     pub source: Box<CniError>,
-}
-
-fn place(file: &Path) -> String {
-    match file.as_os_str().is_empty() {
-        true => String::new(),
-        false => format!("{}: ", file.display()),
-    }
 }
 
 impl ChainError {
@@ -237,7 +230,7 @@ impl Runner {
 
     /// Whoever gives a built-in plugin its addresses has a part of its object, and a say.
     fn addresses_status(&self, network: &Network, plugin: &PluginConf) -> Result<(), CniError> {
-        let Some(name) = addresses_by(plugin) else {
+        let Some(name) = plugin.addresses_by() else {
             return Ok(());
         };
         match self.plugins.get(name) {
@@ -333,7 +326,9 @@ impl Runner {
             let builtin = self.plugins.get(&plugin.kind);
             plugin.builtin = builtin.is_some_and(|builtin| {
                 let said = builtin.status(&network.name, &plugin.object);
-                let own = addresses_by(plugin).and_then(|name| self.plugins.get(name));
+                let own = plugin
+                    .addresses_by()
+                    .and_then(|name| self.plugins.get(name));
                 let said = said.and_then(|()| {
                     own.map_or(Ok(()), |own| own.status(&network.name, &plugin.object))
                 });
@@ -512,12 +507,6 @@ fn at(
         verb,
         source: Box::new(source),
     }
-}
-
-/// The plugin that gives this one addresses.
-fn addresses_by(plugin: &PluginConf) -> Option<&str> {
-    let name = plugin.object.get("ipam")?.get("type")?.as_str();
-    name.filter(|name| !name.is_empty())
 }
 
 /// What the runtime knows and the plugin wants to know.

@@ -45,6 +45,20 @@ impl PluginConf {
         let declared = self.object.get("capabilities");
         declared.and_then(|c| c.get(capability)) == Some(&Value::Bool(true))
     }
+
+    /// The plugin that gives this one addresses.
+    pub(crate) fn addresses_by(&self) -> Option<&str> {
+        let name = self.object.get("ipam")?.get("type")?.as_str();
+        name.filter(|name| !name.is_empty())
+    }
+}
+
+/// How an error begins that is about a file; of our own network there is none.
+pub(crate) fn place(file: &Path) -> String {
+    match file.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!("{}: ", file.display()),
+    }
 }
 
 /// What is wrong with a configuration, and where.

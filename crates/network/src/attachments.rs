@@ -7,8 +7,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
 use serde_json::{Map, Value};
 use wharf_sys::fault;
+use wharf_sys::netlink::{Batch, NetlinkError, Socket, delete_link_by_name, link_by_name};
 use wharf_types::Kind;
 
 use crate::builtin::{Attachment, Invocation, Netns};
@@ -274,6 +276,34 @@ impl Attachments {
         first
     }
 
+    /// Detaches one interface of a container that goes on; nothing to do is fine. The interface goes
+    /// first: plugins may leave it to the end of the namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attachments::detach`].
+    pub fn detach_one(
+        &self,
+        container_id: &str,
+        ifname: &str,
+        netns: Option<&PodNetns>,
+    ) -> Result<(), NetworkError> {
+        let mine = self.of(container_id);
+        let Some(record) = mine.iter().find(|r| r.ifname == ifname) else {
+            return Ok(());
+        };
+        if let Some(netns) = netns {
+            let unplugged = unplug(netns, ifname);
+            unplugged.map_err(|e| NetworkError::Internal(format!("remove {ifname}: {e}")))?;
+        }
+        self.take_down(record, netns)
+    }
+
+    /// Everything that is recorded.
+    pub fn all(&self) -> Vec<Arc<Record>> {
+        self.known().values().cloned().collect()
+    }
+
     fn take_down(&self, record: &Record, netns: Option<&PodNetns>) -> Result<(), NetworkError> {
         // Whose plugin is gone cannot be asked: that matters only where something is left to be cleaned.
         let forgiving = record.boot != self.boot || !record.complete;
@@ -348,6 +378,17 @@ impl Attachments {
             netns: netns.fd.as_fd(),
         }
     }
+}
+
+/// Removes an interface inside a namespace; one that is not there is fine.
+fn unplug(netns: &PodNetns, ifname: &str) -> Result<(), NetlinkError> {
+    let mut socket = Socket::from_fd(netns.route.try_clone().map_err(|_full| Errno::MFILE)?)?;
+    if link_by_name(&mut socket, ifname)?.is_none() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    delete_link_by_name(&mut batch, ifname);
+    socket.execute(&mut batch).map(drop)
 }
 
 /// Calls `work` with what a record says of its container.

@@ -24,8 +24,10 @@ pub mod record; // attachments on disk
 pub mod attachments; // what is attached
 pub mod readiness; // whether pods can get a network
 pub mod watch; // notices changed configurations
+pub mod dns; // names for pods on networks of people's own
 mod default_network; // a bridge of our own
 pub mod networks; // the door
+pub mod named; // networks that people make
 pub mod command; // our binary as a plugin
 
 pub use attachments::{AttachRequest, NetworkError, PodNetns};

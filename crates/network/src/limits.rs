@@ -43,3 +43,26 @@ pub const HELPER_DEADLINE: Duration = Duration::from_secs(10);
 pub const GC_PERIOD: Duration = Duration::from_secs(1800);
 /// How often it is tried to detach what is nobody's and could not be detached.
 pub const ORPHANS_PERIOD: Duration = Duration::from_secs(60);
+/// Questions for names that one pod may have under way at the host's servers; those beyond are answered
+/// at once with a failure.
+pub const DNS_FORWARDS_PER_POD: usize = 128;
+/// The same of all pods.
+pub const DNS_FORWARDS_MAX: usize = 1024;
+/// Connections for names that one pod may have.
+pub const DNS_CONNECTIONS_PER_POD: usize = 16;
+/// How long such a connection may be silent, or not take its answer.
+pub const DNS_IDLE: Duration = Duration::from_secs(10);
+/// How long one of the host's servers may take.
+pub const DNS_SERVER: Duration = Duration::from_secs(2);
+/// How long all of them together may take: less than a client waits.
+pub const DNS_QUERY: Duration = Duration::from_millis(4500);
+/// How long a pod is not served after the kernel had no memory for it.
+pub const DNS_PAUSE: Duration = Duration::from_millis(100);
+/// Networks that people make.
+pub const NAMED_NETWORKS_MAX: usize = 1024;
+/// Letters of such a network's name.
+pub const NETWORK_NAME_MAX: usize = 128;
+/// Names of one pod in one network.
+pub const NAMES_PER_POD: usize = 64;
+/// Interfaces of one pod.
+pub const INTERFACES_PER_POD: usize = 64;

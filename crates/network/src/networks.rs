@@ -20,7 +20,7 @@ use crate::ip::{IpNet, IpNetError};
 use crate::limits::{CHAINS_MAX, GC_PERIOD, ORPHANS_PERIOD, STATUS_ITEMS_MAX, STATUS_PERIOD};
 use crate::plugin::Plugins;
 use crate::readiness::{Finding, Readiness};
-use crate::record::{RecordError, Records};
+use crate::record::{Record, RecordError, Records};
 use crate::result::CniResult;
 use crate::watch::Watch;
 
@@ -150,6 +150,71 @@ impl Networks {
             inner.attachments.attach(&network, &request)
         })
         .await
+    }
+
+    /// Attaches to a network that is not the default one. After a failure [`Networks::detach_one`] takes
+    /// down what was done.
+    ///
+    /// # Errors
+    ///
+    /// The plugin that failed.
+    pub async fn attach_to(
+        &self,
+        network: Network,
+        request: AttachRequest,
+    ) -> Result<CniResult, NetworkError> {
+        let id = request.container_id.clone();
+        let names = BTreeSet::from([network.name.clone()]);
+        self.with(id, names, move |inner| {
+            inner.attachments.attach(&network, &request)
+        })
+        .await
+    }
+
+    /// Detaches one interface; nothing to do is fine.
+    ///
+    /// # Errors
+    ///
+    /// The plugin that failed; the next call tries again.
+    pub async fn detach_one(
+        &self,
+        container_id: &str,
+        ifname: &str,
+        netns: Option<PodNetns>,
+    ) -> Result<(), NetworkError> {
+        let names = self.0.attachments.networks_of(container_id);
+        let (id, ifname) = (container_id.to_owned(), ifname.to_owned());
+        self.with(id.clone(), names, move |inner| {
+            inner.attachments.detach_one(&id, &ifname, netns.as_ref())
+        })
+        .await
+    }
+
+    /// Everything that is attached, or was begun to be.
+    pub fn attached(&self) -> Vec<Arc<Record>> {
+        self.0.attachments.all()
+    }
+
+    /// Takes down what a network that nothing is attached to still has: its rules.
+    ///
+    /// # Errors
+    ///
+    /// The plugin that failed.
+    pub async fn forget(&self, network: Network) -> Result<(), NetworkError> {
+        let lock = self.0.network_lock(&network.name);
+        let alone = lock.write_owned().await;
+        let inner = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = inner.attachments.collect(&network);
+            drop(alone);
+            if done.is_ok() {
+                // Its name comes never again.
+                self::lock(&inner.networks).remove(&network.name);
+            }
+            done
+        });
+        done.await
+            .unwrap_or_else(|e| Err(NetworkError::Internal(format!("a fault of wharf: {e}"))))
     }
 
     /// Detaches from every network; nothing to do is fine. `netns` is the namespace if there still is one.

@@ -10,4 +10,6 @@ mod measure; // how long it takes
 mod ports; // ports of the host that lead to pods
 mod settings; // tuning, bandwidth, firewall
 mod reference; // the same result as the reference plugins
+mod named; // networks that people make
+mod dns; // names, asked from inside
 mod rules; // the tables of rules, and who else changes them

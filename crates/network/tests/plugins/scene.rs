@@ -88,6 +88,15 @@ impl Pod {
         }
     }
 
+    /// As a daemon holds it.
+    pub(crate) fn netns(&self) -> wharf_network::PodNetns {
+        wharf_network::PodNetns {
+            path: self.path.clone(),
+            fd: self.fd.try_clone().unwrap(),
+            route: self.route.try_clone().unwrap(),
+        }
+    }
+
     /// Does something inside.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> T {
         inside(&self.fd, work).unwrap()

@@ -66,7 +66,7 @@ fn tuning_sets_what_it_says_and_puts_back_what_was() {
     }
 }
 
-fn reaches(from: &Pod, to: &Pod, address: IpAddr) -> bool {
+pub(crate) fn reaches(from: &Pod, to: &Pod, address: IpAddr) -> bool {
     let listener = to.run(|| TcpListener::bind((address, 0)));
     let at = listener.local_addr().unwrap();
     from.run(|| Ok(TcpStream::connect_timeout(&at, Duration::from_millis(700)).is_ok()))

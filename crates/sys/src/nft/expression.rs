@@ -168,6 +168,14 @@ impl Expressions<'_, '_> {
         })
     }
 
+    /// Puts a value into a register.
+    pub fn put(&mut self, to: Register, value: &[u8]) -> &mut Self {
+        self.add("immediate", |w| {
+            w.be32(1, to.number());
+            w.nest(2, |w| w.raw(DATA_VALUE, value));
+        })
+    }
+
     /// Goes on when a packet is of this network protocol.
     pub fn only(&mut self, family: Family) -> &mut Self {
         self.meta(Meta::NetworkProtocol, Register::new(0)).compare(

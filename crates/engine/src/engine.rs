@@ -1,15 +1,18 @@
 //! The engine's doors: one method a verb. Each hands the request to the pod's driver and waits; a caller
 //! that goes away changes nothing, except that an exec whose output nobody waits for is killed.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use wharf_network::named::NamedNetworks;
 use wharf_network::{NetworkState, Networks};
 use wharf_types::{ContainerId, PodId};
 
 use crate::board::{Board, Stage};
 use crate::error::RequestError;
 use crate::pods::Pods;
+use crate::sockets::PodSocket;
 use crate::spec::{
     ContainerSpec, ExecSyncOutput, ExecSyncRequest, PodMetadata, PodSpec, ResourceSpec,
 };
@@ -19,8 +22,9 @@ use crate::view::{ContainerView, PodView};
 /// The engine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    pods: Pods,
+    pub(crate) pods: Pods,
     board: Arc<Board>,
+    pub(crate) named: Option<NamedNetworks>,
     /// `None` where pods get loopback only.
     networks: Option<Networks>,
     /// None over a world that is not a machine: nothing is measured there.
@@ -33,8 +37,17 @@ impl Engine {
         Self {
             pods,
             board,
+            named: None,
             networks: None,
             statistics: None,
+        }
+    }
+
+    /// With networks that people make.
+    pub(crate) fn with_named(self, named: NamedNetworks) -> Self {
+        Self {
+            named: Some(named),
+            ..self
         }
     }
 
@@ -231,6 +244,16 @@ impl Engine {
             Some(statistics) => statistics.metrics(pods).await,
             None => Vec::new(),
         }
+    }
+
+    /// Opens a socket in a ready pod's network namespace; on the host's network that is the host's.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `State` when the pod is not ready, `Unsupported` when its shim is of a version that
+    /// opens none, or a step: what the kernel said is its source.
+    pub async fn open_in_pod(&self, pod: &str, socket: PodSocket) -> Result<OwnedFd, RequestError> {
+        self.pods.open_in_pod(pod, socket).await
     }
 
     /// The stage of a pod's start that is under way, and since when; `None` when none is. Never waits.

@@ -14,6 +14,7 @@ pub mod config; // what the engine is told once
 mod reserve; // space on a full disk
 mod amendment; // changes of a record where there is no space
 pub mod record; // what the disk knows
+pub mod sockets; // sockets inside pods
 pub mod world; // what drivers do to the machine
 pub mod board; // where pictures are published
 pub mod stats; // what pods and containers use
@@ -27,6 +28,8 @@ mod container; // the life of a container
 mod pod; // the life of a pod, and its driver
 mod pods; // all pods: names and drivers
 pub mod engine; // the doors
+mod connect; // connections into pods
+mod names; // networks that people make
 mod open; // the start: records and living shims
 #[cfg(test)]
 mod fake; // a world for tests

@@ -41,6 +41,10 @@ pub const RECORD_MAX: u64 = 8 * 1024 * 1024;
 pub const RECORD_FILE_MAX: u64 = RECORD_MAX + 1024 * 1024;
 /// How long a shim may take to answer a request that does no work.
 pub const SHIM_ANSWER: Duration = Duration::from_secs(10);
+/// How long a connection into a pod may take: it never leaves the machine.
+pub const POD_CONNECT: Duration = Duration::from_secs(10);
+/// Connections that wait for a socket that listens inside a pod for us.
+pub const POD_BACKLOG: u32 = 128;
 /// How long a shim may take to make or start a process.
 pub const SHIM_WORK: Duration = Duration::from_secs(60);
 /// How long each shim is asked after a restart of the daemon, all in parallel.

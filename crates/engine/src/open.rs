@@ -57,6 +57,7 @@ impl Engine {
         // Told before a new pod can be; nobody waits for what an earlier daemon left.
         let orphans = networks.orphans(&known);
         tokio::spawn(async move { networks.collect(orphans).await });
+        let engine = engine.with_named(machine.named().clone());
         Ok(engine.measured(machine.statistics(board)))
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use wharf_network::named::Endpoint;
 use wharf_types::{ContainerId, Digest, Kind, PodId};
 
 use crate::board::{Board, Stage};
@@ -17,10 +19,11 @@ use crate::pod::foreign;
 use crate::pod::recovered::Recovered;
 use crate::pod::request::{Request, Verb};
 use crate::record::{PodPhase, PodRecord, VERSION};
+use crate::sockets::{JoinNetwork, PodSocket};
 use crate::spec::{
     ContainerSpec, ExecSyncOutput, ExecSyncRequest, PodMetadata, PodSpec, ResourceSpec,
 };
-use crate::view::NetworkView;
+use crate::view::{NetworkView, PodState, PodView};
 use crate::world::{StepFailure, World};
 
 /// All pods. Cheap to clone.
@@ -334,6 +337,76 @@ impl Pods {
             .await;
         asked?.ok_or_else(|| unknown(&container))
     }
+
+    /// Opens a socket in a ready pod, without its driver: nothing about the pod changes.
+    pub(crate) async fn open_in_pod(
+        &self,
+        id: &str,
+        socket: PodSocket,
+    ) -> Result<OwnedFd, RequestError> {
+        let pod = self.0.board.pod(id)?;
+        ready(&pod, "open a socket in")?;
+        let opened = self.0.world.open_in_pod(pod.id.clone(), socket).await;
+        opened.map_err(|failure| step_error(&failure, subject(&pod)))
+    }
+
+    /// Connects a ready pod to a network that people made.
+    pub(crate) async fn connect_network(
+        &self,
+        id: &str,
+        asked: JoinNetwork,
+    ) -> Result<Endpoint, RequestError> {
+        const VERB: &str = "connect to a network";
+        let (world, pod) = (&self.0.world, self.0.board.pod(id)?);
+        ready(&pod, VERB)?;
+        let network = asked.network.clone();
+        // In a task of its own: a caller that goes away leaves nothing half-done.
+        let made = tokio::spawn(world.connect_network(pod.id.clone(), asked)).await;
+        let made = made.unwrap_or_else(|_panicked| Err(StepFailure::panicked()));
+        let made = made.map_err(|failure| step_error(&failure, subject(&pod)))?;
+        // A stop that began meanwhile may have looked before this was there.
+        let after = self.0.board.pod(id).and_then(|pod| ready(&pod, VERB));
+        if after.is_err() {
+            let undone = world.disconnect_network(pod.id.clone(), network).await;
+            if let Err(left) = undone {
+                tracing::debug!(pod = %pod.id, error = %left, "the stop has done it");
+            }
+        }
+        after.map(|()| made)
+    }
+
+    /// Disconnects a pod.
+    pub(crate) async fn disconnect_network(
+        &self,
+        id: &str,
+        network: &str,
+    ) -> Result<(), RequestError> {
+        let pod = self.0.board.pod(id)?;
+        let step = self
+            .0
+            .world
+            .disconnect_network(pod.id.clone(), network.to_owned());
+        let done = tokio::spawn(step).await;
+        let done = done.unwrap_or_else(|_panicked| Err(StepFailure::panicked()));
+        done.map_err(|failure| step_error(&failure, subject(&pod)))
+    }
+}
+
+fn ready(pod: &PodView, verb: &'static str) -> Result<(), RequestError> {
+    if pod.state == PodState::Ready {
+        return Ok(());
+    }
+    Err(RequestError::State {
+        verb,
+        what: "pod",
+        id: pod.id.to_string(),
+        state: pod.stage.to_owned(),
+    })
+}
+
+fn subject(pod: &PodView) -> String {
+    let metadata = &pod.spec.metadata;
+    format!("pod {}/{}", metadata.namespace, metadata.name)
 }
 
 /// What a driver begins with.

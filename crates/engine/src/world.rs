@@ -7,15 +7,18 @@
 
 use std::error::Error;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use wharf_network::named::Endpoint;
 use wharf_types::{ContainerId, Kind, PodId};
 
 use crate::record::{ContainerRecord, Exit, LoadedPod, PodRecord};
+use crate::sockets::{JoinNetwork, PodSocket};
 use crate::spec::{ExecSyncOutput, ResourceSpec};
 use crate::view::{ContainerFacts, NetworkView};
 
@@ -300,6 +303,30 @@ pub trait World: Send + Sync + 'static {
     /// Runs another process in the container and collects its output. Given up, it kills what it has
     /// started.
     fn exec_sync(&self, job: ExecJob) -> Step<ExecEnd>;
+
+    /// Connects the pod to a network that people made. A world that is not a machine has none.
+    fn connect_network(&self, pod: PodId, asked: JoinNetwork) -> Step<Endpoint> {
+        let text = format!(
+            "{pod} to {:?}: there are no networks in this world",
+            asked.network
+        );
+        let failure = StepFailure::new("connect network", Kind::Unsupported, text);
+        Box::pin(std::future::ready(Err(failure)))
+    }
+
+    /// Disconnects the pod from such a network.
+    fn disconnect_network(&self, pod: PodId, network: String) -> Step<()> {
+        let text = format!("{pod} from {network:?}: there are no networks in this world");
+        let failure = StepFailure::new("disconnect network", Kind::Unsupported, text);
+        Box::pin(std::future::ready(Err(failure)))
+    }
+
+    /// Opens a socket in the pod's network namespace. Changes no state. A world that is not a machine has none.
+    fn open_in_pod(&self, pod: PodId, socket: PodSocket) -> Step<OwnedFd> {
+        let text = format!("{socket:?} in {pod}: there are no sockets in this world");
+        let failure = StepFailure::new("open socket", Kind::Unsupported, text);
+        Box::pin(std::future::ready(Err(failure)))
+    }
 }
 
 /// What an exit code and the remains say, in CRI's words.

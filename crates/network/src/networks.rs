@@ -165,7 +165,7 @@ impl Networks {
     ) -> Result<CniResult, NetworkError> {
         let id = request.container_id.clone();
         let names = BTreeSet::from([network.name.clone()]);
-        self.with(id, names, move |inner| {
+        self.with(id, Some(names), move |inner| {
             inner.attachments.attach(&network, &request)
         })
         .await
@@ -182,9 +182,8 @@ impl Networks {
         ifname: &str,
         netns: Option<PodNetns>,
     ) -> Result<(), NetworkError> {
-        let names = self.0.attachments.networks_of(container_id);
         let (id, ifname) = (container_id.to_owned(), ifname.to_owned());
-        self.with(id.clone(), names, move |inner| {
+        self.with(id.clone(), None, move |inner| {
             inner.attachments.detach_one(&id, &ifname, netns.as_ref())
         })
         .await

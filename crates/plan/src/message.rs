@@ -24,7 +24,7 @@ pub struct Message {
     /// The message itself; `None` when this build does not know its kind.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40, 41, 42, 43, 44, 45, 46, 60, 61, 62"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 40, 41, 42, 43, 44, 45, 46, 60, 61, 62"
     )]
     pub body: Option<Body>,
 }
@@ -82,6 +82,11 @@ pub enum Body {
     /// The reserved place of attach (streaming comes later).
     #[prost(message, tag = "22")]
     Attach(ContainerRef),
+    /// Open a socket in the pod's network namespace; it never blocks. Reply: [`Done`] with the descriptor
+    /// `socket`, at once: a connection may still be under way. A shim that is too old to know it answers
+    /// with a failure of kind `Invalid`.
+    #[prost(message, tag = "24")]
+    OpenSocket(OpenSocket),
 
     /// To the zygote: how the processes ended that were left to it. Reply: [`Orphans`].
     #[prost(message, tag = "23")]
@@ -245,6 +250,51 @@ pub struct Resize {
     /// The size.
     #[prost(message, optional, tag = "3")]
     pub size: Option<ConsoleSize>,
+}
+
+/// Open a socket in the pod's network namespace.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OpenSocket {
+    /// What kind.
+    #[prost(enumeration = "SocketKind", tag = "1")]
+    pub kind: i32,
+    /// Its own address. One of `bind` and `connect` decides the family; they agree.
+    #[prost(message, optional, tag = "2")]
+    pub bind: Option<SocketEnd>,
+    /// Where it connects.
+    #[prost(message, optional, tag = "3")]
+    pub connect: Option<SocketEnd>,
+    /// A stream socket listens, with this many connections that wait; 0: it does not listen.
+    #[prost(uint32, tag = "4")]
+    pub backlog: u32,
+    /// `SO_REUSEADDR`.
+    #[prost(bool, tag = "5")]
+    pub reuse_address: bool,
+}
+
+/// What kind of socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum SocketKind {
+    /// Not said: refused.
+    Unspecified = 0,
+    /// TCP.
+    Stream = 1,
+    /// UDP.
+    Datagram = 2,
+    /// Netlink of netfilter, for the namespace's own rules. It has no addresses.
+    Netfilter = 3,
+}
+
+/// One end of a socket.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SocketEnd {
+    /// 4 bytes of IPv4 or 16 of IPv6, in the order of the network.
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: Vec<u8>,
+    /// Port; 0 lets the kernel choose.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
 }
 
 /// Ask for everything.

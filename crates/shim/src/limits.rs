@@ -60,3 +60,5 @@ pub(crate) const LEFT_NAMED_MAX: usize = 8;
 
 /// Size of a pod's /dev/shm, in the words of tmpfs.
 pub(crate) const SHM_SIZE: &str = "67108864";
+/// Connections that wait for a listening socket opened for a client: the kernel's own `SOMAXCONN`.
+pub(crate) const BACKLOG_MAX: u32 = 4096;

@@ -34,4 +34,5 @@ mod hardship; // a machine that lacks something
 mod churn; // everything at once, for a while
 mod shims; // shims and zygote are killed, stopped, come back
 mod oracle; // the same container by containerd
+mod sockets; // connections into pods
 mod stats; // what containers use, and ends for want of memory

@@ -97,6 +97,7 @@ impl Parts {
         self.hold(&pod.id, held.clone());
         let found = found(state);
         self.hold_containers(pod, &held, &found);
+        self.restore_names(&pod.id);
         if first {
             tokio::spawn(end_execs(held, living));
         }

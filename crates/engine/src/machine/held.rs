@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
 use wharf_cgroup::{Cgroup, CgroupError, Cgroups, Membership};
+use wharf_network::dns::Serving;
 use wharf_plan::Fds;
 use wharf_plan::process::ProcessPlan;
 use wharf_types::ContainerId;
@@ -29,6 +30,8 @@ pub(crate) struct Held {
     /// Descriptors of the pod's namespaces, and of the route socket opened inside: they keep the
     /// namespaces of a shim that dies.
     namespaces: Fds,
+    /// The pod's questions for names are answered: sockets inside, which go with the shim.
+    pub(crate) names: tokio::sync::Mutex<Option<Serving>>,
     containers: Mutex<HashMap<ContainerId, Arc<HeldContainer>>>,
 }
 
@@ -119,6 +122,7 @@ impl Held {
             release,
             pidfd,
             namespaces,
+            names: tokio::sync::Mutex::default(),
             containers: Mutex::default(),
         }
     }

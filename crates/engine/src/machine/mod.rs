@@ -9,6 +9,8 @@ pub(crate) mod log_file; // a container's log
 pub(crate) mod create; // the steps of a container's creation
 pub(crate) mod containers; // the steps of a container's life and end
 pub(crate) mod exec; // execs
+pub(crate) mod sockets; // sockets inside pods
+pub(crate) mod named; // pods in networks that people make
 pub(crate) mod network; // a pod's network
 pub(crate) mod pods; // the steps of a pod
 pub(crate) mod adoption; // shims that are found again
@@ -23,6 +25,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use wharf_cgroup::{CgroupError, Cgroups, Limits};
 use wharf_image::Images;
+use wharf_network::dns::{Book, Resolver};
+use wharf_network::named::{Endpoint, NamedNetworks};
 use wharf_network::plugin::{Plugins, PluginsConfig};
 use wharf_network::{Networks, NetworksConfig};
 use wharf_store::Store;
@@ -34,6 +38,7 @@ use crate::error::{OpenError, io_kind};
 use crate::oci::Host;
 use crate::record::{ContainerRecord, LoadedPod, PodRecord, Records};
 use crate::shim::zygote::Zygote;
+use crate::sockets::{JoinNetwork, PodSocket};
 use crate::spec::ResourceSpec;
 use crate::stats::Statistics;
 use crate::view::NetworkView;
@@ -56,6 +61,10 @@ pub(crate) struct Parts {
     pub(super) boot: String,
     pub(super) records: Records,
     pub(super) networks: Networks,
+    /// Networks that people make.
+    pub(super) named: NamedNetworks,
+    /// Answers the questions for names of pods in them.
+    pub(super) resolver: Resolver,
     pub(super) zygote: Zygote,
     pub(super) filters: seccomp::Filters,
     /// Listening sockets of shims that are about to be made.
@@ -95,6 +104,9 @@ impl Machine {
         })?;
         let home = home(cgroups.clone(), home_path(&config));
         let networks = networks(&config)?;
+        let own = config.root.join("network");
+        let named = NamedNetworks::open(networks.clone(), &own)
+            .map_err(|e| directory("read networks in", own)(std::io::Error::other(e)))?;
         let parts = Parts {
             zygote: Zygote::new(
                 config.shim.clone(),
@@ -108,6 +120,8 @@ impl Machine {
             listeners: Mutex::default(),
             held: Mutex::default(),
             networks,
+            named,
+            resolver: Resolver::new(Book::default(), PathBuf::from("/etc/resolv.conf")),
             config,
             images,
             store,
@@ -125,6 +139,11 @@ impl Machine {
     /// The pods' networks.
     pub(crate) fn networks(&self) -> &Networks {
         &self.0.networks
+    }
+
+    /// The networks that people made.
+    pub(crate) fn named(&self) -> &NamedNetworks {
+        &self.0.named
     }
 
     /// Keys of all snapshots that exist.
@@ -386,5 +405,20 @@ impl World for Machine {
     fn exec_sync(&self, job: ExecJob) -> Step<ExecEnd> {
         let parts = self.0.clone();
         Box::pin(async move { exec::exec_sync(parts, job).await })
+    }
+
+    fn connect_network(&self, pod: PodId, asked: JoinNetwork) -> Step<Endpoint> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.connect_network(&pod, asked).await })
+    }
+
+    fn disconnect_network(&self, pod: PodId, network: String) -> Step<()> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.disconnect_network(&pod, &network).await })
+    }
+
+    fn open_in_pod(&self, pod: PodId, socket: PodSocket) -> Step<OwnedFd> {
+        let parts = self.0.clone();
+        Box::pin(async move { parts.open_in_pod(&pod, socket).await })
     }
 }

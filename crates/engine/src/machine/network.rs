@@ -61,6 +61,7 @@ impl Parts {
 
     /// Detaches the pod from whatever it was attached to, now or before a restart.
     pub(super) async fn detach_network(&self, pod: &PodRecord) -> Result<(), StepFailure> {
+        self.forget_names(&pod.id);
         let held = self.held(&pod.id);
         // What cannot be had any more is gone, to the plugins.
         let netns = held.and_then(|held| pod_netns(&held)?.ok());

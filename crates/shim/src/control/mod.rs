@@ -4,6 +4,7 @@
 //! process, starting it, switching a log) leave a note of whom to answer, and the loop goes on.
 
 mod process; // one init or exec
+mod sockets; // sockets in the pod's network namespace
 mod requests; // what clients ask for
 mod exits; // what children say and how they end
 

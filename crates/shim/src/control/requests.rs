@@ -16,6 +16,7 @@ use wharf_runtime::launch::{self, Park, Pending, Stdio, StepError, Target};
 use wharf_sys::mount::Change;
 
 use crate::control::process::{Phase, Process, ReplyTo, SIGKILL};
+use crate::control::sockets;
 use crate::control::{Container, Output, Pod};
 use crate::limits::{CONTAINERS_MAX, EXECS_MAX, ID_MAX, PIPE_BYTES, STOPPING};
 use crate::log::Stream;
@@ -50,7 +51,10 @@ impl Pod {
             return Err(failure::conflict("request", "the pod could not be made"));
         }
         if self.stopping.is_some()
-            && matches!(body, Body::Create(_) | Body::Start(_) | Body::Exec(_))
+            && matches!(
+                body,
+                Body::Create(_) | Body::Start(_) | Body::Exec(_) | Body::OpenSocket(_)
+            )
         {
             return Err(failure::conflict("request", "the pod is being shut down"));
         }
@@ -69,6 +73,9 @@ impl Pod {
             }
             Body::GetState(_) => Ok(Some((Body::ShimState(self.state()), Fds::new()))),
             Body::Shutdown(_) => self.shutdown(reply),
+            Body::OpenSocket(asked) => {
+                sockets::open(&asked).map(|fds| Some((Body::Done(Done {}), fds)))
+            }
             Body::Attach(_) => Err(failure::invalid("attach", "not supported yet")),
             _ => Err(failure::invalid("request", "this is no request to a shim")),
         }

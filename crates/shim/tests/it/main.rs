@@ -8,4 +8,5 @@ mod containers; // create, start, signal, delete, state
 mod execs; // further processes in a container
 mod logs; // what is written where
 mod pods; // namespaces, the shim itself
+mod sockets; // sockets in the pod's network namespace
 mod protocol; // bad messages, several clients

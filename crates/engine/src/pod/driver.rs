@@ -48,6 +48,8 @@ pub(crate) struct Driver {
     pub(super) shim: Option<ShimFacts>,
     /// The shim answers, as far as is known.
     pub(super) reachable: bool,
+    /// A connection ended while the shim was being started: that step alone knows whether there is another.
+    lost_early: bool,
     /// It was ready once, or was found: readers see it.
     pub(super) published: bool,
     /// An effect of the pod is under way; the next one waits.
@@ -84,6 +86,7 @@ impl Driver {
             state,
             shim: None,
             reachable: true,
+            lost_early: false,
             published: false,
             busy: false,
             due: None,
@@ -320,6 +323,10 @@ impl Driver {
         } else if let Some(event) = event {
             self.feed(event);
         }
+        if self.lost_early && self.state == State::Ready {
+            self.lost_early = false;
+            self.look_after_shim();
+        }
     }
 
     fn started(&mut self, done: Result<Event, StepFailure>) -> Option<Event> {
@@ -424,6 +431,7 @@ impl Driver {
                 }
             }
             ShimEvent::Silent => {}
+            ShimEvent::Lost if self.state == State::Starting => self.lost_early = true,
             ShimEvent::Lost if self.state == State::Ready => self.look_after_shim(),
             ShimEvent::Lost => self.on_lost(),
         }

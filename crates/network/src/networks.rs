@@ -194,7 +194,8 @@ impl Networks {
         self.0.attachments.all()
     }
 
-    /// Takes down what a network that nothing is attached to still has: its rules.
+    /// Takes down what a network that nothing is attached to still has: its rules, and what is noted of
+    /// its addresses.
     ///
     /// # Errors
     ///
@@ -204,13 +205,18 @@ impl Networks {
         let alone = lock.write_owned().await;
         let inner = self.0.clone();
         let done = tokio::task::spawn_blocking(move || {
-            let done = inner.attachments.collect(&network);
-            drop(alone);
-            if done.is_ok() {
-                // Its name comes never again.
-                self::lock(&inner.networks).remove(&network.name);
+            inner.attachments.collect(&network)?;
+            let noted = inner.config.state.join("networks").join(&network.name);
+            if let Err(e) = std::fs::remove_dir_all(&noted)
+                && e.kind() != std::io::ErrorKind::NotFound
+            {
+                let text = format!("remove {}: {e}", noted.display());
+                return Err(NetworkError::Internal(text));
             }
-            done
+            // Its name never comes again.
+            self::lock(&inner.networks).remove(&network.name);
+            drop(alone);
+            Ok(())
         });
         done.await
             .unwrap_or_else(|e| Err(NetworkError::Internal(format!("a fault of wharf: {e}"))))

@@ -212,6 +212,8 @@ fn a_network_goes_with_all_it_had_and_not_while_somebody_is_in_it() {
     let pruned = net.wait(async |named| named.prune(|n| n.name == "mine").await);
     assert_eq!(pruned, ["mine"]);
     assert_eq!(net.things(), before);
+    let noted = net.host.directory.path().join("state/networks");
+    assert_eq!(std::fs::read_dir(noted).unwrap().count(), 0);
     assert_eq!(net.remove("mine").unwrap_err().kind(), Kind::NotFound);
     assert!(net.named.list().is_empty());
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd as _;
 
 use rustix::fs;
-use wharf_types::{ChainId, DiffId, Digest};
+use wharf_types::{ChainId, DiffId, Digest, Kind};
 
 use crate::compare::{Difference, compare};
 use crate::contents::{ContentsRef, LIST_MAX, Model, crc};
@@ -124,11 +124,14 @@ impl Store {
         let Some(contents) = record.facts.contents else {
             return Verdict::Unlisted;
         };
-        let (opened, differences) = match self.differences(key, contents) {
-            Ok((inode, differences)) => (Some(inode), differences),
-            Err(what) => (None, whole_part(what)),
+        let (opened, differences, short) = match self.differences(key, contents) {
+            Ok((inode, (differences, short))) => (Some(inode), differences, short),
+            Err(Unread { what, short }) => (None, whole_part(what), short),
         };
-        self.judge(key, opened, &differences);
+        // Told, but not remembered: the next look may find it whole.
+        if !short {
+            self.judge(key, opened, &differences);
+        }
         if differences.is_empty() {
             Verdict::Whole
         } else {
@@ -136,14 +139,18 @@ impl Store {
         }
     }
 
-    /// The inode of the tree, and what is wrong in it.
+    /// The inode of the tree, what is wrong in it, and whether the machine was short of something.
     fn differences(
         &self,
         key: LayerKey,
         contents: ContentsRef,
-    ) -> Result<(u64, Vec<Difference>), String> {
+    ) -> Result<(u64, (Vec<Difference>, bool)), Unread> {
         let room = &self.0.layout.layers;
-        let unreadable = |error: StoreError| wharf_types::chain(&error);
+        let unreadable = |error: StoreError| Unread {
+            what: wharf_types::chain(&error),
+            short: error.kind() == Kind::Exhausted,
+        };
+        let damaged = |what: String| Unread { what, short: false };
         let tree = room
             .open_dir(&format!("{key}/{TREE}"))
             .map_err(unreadable)?;
@@ -154,10 +161,10 @@ impl Store {
             .map_err(unreadable)?;
         let length = u64::try_from(list.len()).unwrap_or(u64::MAX);
         if (length, crc(0, &list)) != (contents.bytes, contents.crc) {
-            return Err("the list of its contents is damaged".to_owned());
+            return Err(damaged("the list of its contents is damaged".to_owned()));
         }
         let model = Model::read(&list)
-            .map_err(|why| format!("the list of its contents cannot be read: {why}"))?;
+            .map_err(|why| damaged(format!("the list of its contents cannot be read: {why}")))?;
         Ok((inode, compare(tree.as_fd(), &model)))
     }
 
@@ -193,6 +200,13 @@ impl Store {
             tracing::warn!(layer = %key, error, "the mark is lost with this daemon");
         }
     }
+}
+
+/// Nothing of a layer could be compared.
+struct Unread {
+    what: String,
+    /// The machine's fault, such as want of descriptors, not the layer's.
+    short: bool,
 }
 
 fn whole_part(what: String) -> Vec<Difference> {

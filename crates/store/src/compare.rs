@@ -29,17 +29,19 @@ pub(crate) struct Difference {
 
 /// Looks at everything below `tree`: every name, its kind, owner, mode, and all data, read from the disk.
 ///
-/// At most [`FOUND_MAX`] differences; the last one says that there are more.
-pub(crate) fn compare(tree: BorrowedFd<'_>, model: &Model) -> Vec<Difference> {
+/// At most [`FOUND_MAX`] differences; the last one says that there are more. And whether the machine was short
+/// of something meanwhile, such as descriptors: what could not be read then says nothing of the layer.
+pub(crate) fn compare(tree: BorrowedFd<'_>, model: &Model) -> (Vec<Difference>, bool) {
     let mut look = Look {
         model,
         seen: HashSet::new(),
         inodes: HashMap::new(),
         found: Vec::new(),
+        short: false,
         buffer: vec![0; BUFFER],
     };
     look.all(tree);
-    look.found
+    (look.found, look.short)
 }
 
 struct Look<'a> {
@@ -49,6 +51,8 @@ struct Look<'a> {
     /// The inodes of what was looked at.
     inodes: HashMap<usize, u64>,
     found: Vec<Difference>,
+    /// The machine's fault, not the layer's.
+    short: bool,
     buffer: Vec<u8>,
 }
 
@@ -70,7 +74,7 @@ impl<'a> Look<'a> {
                     // That it is none was told already; what was in it is not told at all.
                     self.seen.remove(&path[..]);
                     if !matches!(e, Errno::NOTDIR | Errno::LOOP) {
-                        self.tell(path, format!("cannot be opened: {e}"));
+                        self.fail(path, "opened", e);
                     }
                 }
             }
@@ -86,6 +90,17 @@ impl<'a> Look<'a> {
                 self.tell(path, "is missing".to_owned());
             }
         }
+    }
+
+    /// What is told of something that the kernel did not let us do.
+    fn cannot(&mut self, action: &str, e: Errno) -> String {
+        self.short |= crate::error::is_short(&e.into());
+        format!("cannot be {action}: {e}")
+    }
+
+    fn fail(&mut self, path: &[u8], action: &str, e: Errno) {
+        let what = self.cannot(action, e);
+        self.tell(path, what);
     }
 
     fn tell(&mut self, path: &[u8], what: String) {
@@ -105,17 +120,17 @@ impl<'a> Look<'a> {
         {
             match fs::fstat(dir) {
                 Ok(stat) => self.node(dir, (path, b"."), *at, &stat),
-                Err(e) => self.tell(path, format!("cannot be looked at: {e}")),
+                Err(e) => self.fail(path, "looked at", e),
             }
         }
         let entries = match Dir::read_from(dir) {
             Ok(entries) => entries,
-            Err(e) => return self.tell(path, format!("cannot be listed: {e}")),
+            Err(e) => return self.fail(path, "listed", e),
         };
         for entry in entries {
             let entry = match entry {
                 Ok(entry) => entry,
-                Err(e) => return self.tell(path, format!("cannot be listed: {e}")),
+                Err(e) => return self.fail(path, "listed", e),
             };
             let name = entry.file_name().to_bytes();
             if matches!(name, b"." | b"..") {
@@ -132,7 +147,7 @@ impl<'a> Look<'a> {
             self.seen.insert(known);
             match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => self.node(dir, (known, name), *at, &stat),
-                Err(e) => self.tell(&whole, format!("cannot be looked at: {e}")),
+                Err(e) => self.fail(&whole, "looked at", e),
             }
         }
     }
@@ -167,8 +182,8 @@ impl<'a> Look<'a> {
         }
         let wrong = match &node.what {
             What::File(size, data) => self.file(dir, name, (*size, data), stat),
-            What::Directory { opaque } => directory_mark(dir, name, *opaque),
-            What::Symlink(target) => link(dir, name, target),
+            What::Directory { opaque } => self.directory_mark(dir, name, *opaque),
+            What::Symlink(target) => self.link(dir, name, target),
             What::Special(_, device) => (stat.st_rdev != *device)
                 .then(|| format!("is device {:#x}, not {device:#x}", stat.st_rdev)),
         };
@@ -194,7 +209,7 @@ impl<'a> Look<'a> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match fs::openat(dir, name, flags, Mode::empty()) {
             Ok(file) => file,
-            Err(e) => return Some(format!("cannot be opened: {e}")),
+            Err(e) => return Some(self.cannot("opened", e)),
         };
         // Memory may be right where the disk is wrong; pages that somebody uses stay.
         fs::fadvise(&file, 0, None, Advice::DontNeed).ok();
@@ -202,7 +217,7 @@ impl<'a> Look<'a> {
             match self.crc_of(&file, extent) {
                 Ok(found) if found == extent.2 => {}
                 Ok(_) => return Some("has other content".to_owned()),
-                Err(e) => return Some(format!("cannot be read: {e}")),
+                Err(e) => return Some(self.cannot("read", e)),
             }
         }
         None
@@ -226,6 +241,35 @@ impl<'a> Look<'a> {
         }
         Ok(sum)
     }
+
+    fn directory_mark(&mut self, dir: &OwnedFd, name: &[u8], expected: bool) -> Option<String> {
+        let opened = match fs::openat(dir, name, DIRECTORY, Mode::empty()) {
+            Ok(opened) => opened,
+            Err(e) => return Some(self.cannot("opened", e)),
+        };
+        let marked = OPAQUE.iter().any(|mark| {
+            let mut value = [0_u8; 1];
+            fs::fgetxattr(&opened, *mark, value.as_mut_slice()).is_ok_and(|n| n == 1)
+                && value == *b"y"
+        });
+        match (marked, expected) {
+            (true, false) => Some("hides what lower layers have there, and must not".to_owned()),
+            (false, true) => Some("does not hide what lower layers have there".to_owned()),
+            _ => None,
+        }
+    }
+
+    fn link(&mut self, dir: &OwnedFd, name: &[u8], expected: &[u8]) -> Option<String> {
+        match fs::readlinkat(dir, name, Vec::new()) {
+            Ok(target) if target.to_bytes() == expected => None,
+            Ok(target) => Some(format!(
+                "leads to {:?}, not {:?}",
+                target.to_string_lossy(),
+                String::from_utf8_lossy(expected)
+            )),
+            Err(e) => Some(self.cannot("read", e)),
+        }
+    }
 }
 
 fn access(expected: Access, stat: &Stat, kind: FileType) -> Option<String> {
@@ -238,34 +282,6 @@ fn access(expected: Access, stat: &Stat, kind: FileType) -> Option<String> {
         let Access { uid: u, gid: g, .. } = expected;
         format!("belongs to {uid}:{gid}, not {u}:{g}")
     })
-}
-
-fn directory_mark(dir: &OwnedFd, name: &[u8], expected: bool) -> Option<String> {
-    let opened = match fs::openat(dir, name, DIRECTORY, Mode::empty()) {
-        Ok(opened) => opened,
-        Err(e) => return Some(format!("cannot be opened: {e}")),
-    };
-    let marked = OPAQUE.iter().any(|mark| {
-        let mut value = [0_u8; 1];
-        fs::fgetxattr(&opened, *mark, value.as_mut_slice()).is_ok_and(|n| n == 1) && value == *b"y"
-    });
-    match (marked, expected) {
-        (true, false) => Some("hides what lower layers have there, and must not".to_owned()),
-        (false, true) => Some("does not hide what lower layers have there".to_owned()),
-        _ => None,
-    }
-}
-
-fn link(dir: &OwnedFd, name: &[u8], expected: &[u8]) -> Option<String> {
-    match fs::readlinkat(dir, name, Vec::new()) {
-        Ok(target) if target.to_bytes() == expected => None,
-        Ok(target) => Some(format!(
-            "leads to {:?}, not {:?}",
-            target.to_string_lossy(),
-            String::from_utf8_lossy(expected)
-        )),
-        Err(e) => Some(format!("cannot be read: {e}")),
-    }
 }
 
 fn word(kind: FileType) -> &'static str {

@@ -29,6 +29,10 @@ const CLIENTS_MAX: usize = 64;
 const BODY_MAX: usize = 1 << 20;
 /// How long a client may take to say what it wants.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// The same of the body.
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+/// Checks at the same time.
+static CHECKS: Semaphore = Semaphore::const_new(1);
 /// How long no client is taken after the kernel refused one: descriptors are exhausted, say.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -84,9 +88,14 @@ async fn answer(request: Request<Incoming>, images: &Images) -> Answer {
             return failure(StatusCode::NOT_FOUND, &message);
         }
     }
-    let body = match Limited::new(request.into_body(), BODY_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => {
+    let body = Limited::new(request.into_body(), BODY_MAX).collect();
+    let body = match tokio::time::timeout(BODY_PATIENCE, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Err(_elapsed) => {
+            let message = "the body did not come in time";
+            return failure(StatusCode::REQUEST_TIMEOUT, message);
+        }
+        Ok(Err(error)) => {
             let message = format!("the body cannot be read, or is over {BODY_MAX} bytes: {error}");
             return failure(StatusCode::BAD_REQUEST, &message);
         }
@@ -112,6 +121,8 @@ async fn check(request: CheckRequest, images: &Images) -> CheckAnswer {
     }
     ids.sort();
     ids.dedup();
+    // Each reads everything and has lists of layers in memory: the others wait.
+    let _turn = CHECKS.acquire().await;
     for checked in images.check(ids).await {
         answer.images.push(CheckedImage::new(
             &checked,

@@ -82,12 +82,25 @@ pub fn end_processes(marker: &str) -> io::Result<()> {
 /// # Errors
 /// It is gone.
 pub fn pss(pid: i32) -> io::Result<u64> {
+    rolled_up(pid, "Pss:")
+}
+
+/// Anonymous memory of a process in KiB (smaps_rollup): unlike the proportional set size it does not
+/// depend on who else runs the same program.
+///
+/// # Errors
+/// It is gone.
+pub fn anonymous(pid: i32) -> io::Result<u64> {
+    rolled_up(pid, "Anonymous:")
+}
+
+fn rolled_up(pid: i32, key: &str) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("Pss:"));
+    let line = text.lines().find_map(|l| l.strip_prefix(key));
     let number = line
         .and_then(|l| l.split_whitespace().next())
         .and_then(|n| n.parse().ok());
-    number.ok_or_else(|| io::Error::other(format!("process {pid} has no Pss")))
+    number.ok_or_else(|| io::Error::other(format!("process {pid} has no {key}")))
 }
 
 /// Mount points of this mount namespace that name `marker`, the deepest first.

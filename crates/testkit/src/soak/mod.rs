@@ -253,13 +253,13 @@ fn sizes(node: &Node) -> Vec<(&'static str, u64, u64)> {
         let dir = std::fs::read_dir(format!("/proc/{pid}/{what}"));
         dir.map_or(0, |d| d.count() as u64)
     };
-    let pss = |pid| machine::pss(pid).unwrap_or(0);
+    let memory = |pid| machine::anonymous(pid).unwrap_or(0);
     let daemon = node.pid();
     vec![
         ("descriptors of the daemon", count(daemon, "fd"), 0),
-        ("memory of the daemon, KiB (PSS)", pss(daemon), 24 << 10),
+        ("memory of the daemon, KiB (own)", memory(daemon), 24 << 10),
         ("descriptors of the zygote", count(zygote, "fd"), 0),
-        ("memory of the zygote, KiB (PSS)", pss(zygote), 512),
+        ("memory of the zygote, KiB (own)", memory(zygote), 512),
     ]
 }
 

@@ -212,7 +212,10 @@ mod tests {
         }
         let mounts = || {
             let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
-            all.lines().filter(|l| l.contains("wharf-test")).count()
+            // Other tests mount disks meanwhile; a place mounts these.
+            all.lines()
+                .filter(|l| l.contains(" - tmpfs wharf-test "))
+                .count()
         };
         let before = mounts();
         let place = Place::own().unwrap();
@@ -234,6 +237,6 @@ mod tests {
         let anchor = place.netns();
         drop(place);
         assert!(!anchor.exists(), "the anchor ended");
-        assert_eq!(mounts(), before);
+        assert!(mounts() <= before);
     }
 }

@@ -15,12 +15,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// Writes what the peer has by testkit, with a bridge and a subnet of its own, and waits until pods can be
 /// attached to it.
 pub(super) fn configure(node: &Node) -> Result<(), String> {
-    if node.net_d().is_dir()
-        && std::fs::read_dir(node.net_d())
-            .map_err(text)?
-            .next()
-            .is_none()
-    {
+    // The peer has testkit's own.
+    if !node.dir().join("cni").is_dir() {
+        std::fs::create_dir_all(node.net_d()).map_err(text)?;
         let ipam = json!({
             "type": "host-local",
             "ranges": [[{ "subnet": "10.89.0.0/16" }]],

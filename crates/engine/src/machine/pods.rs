@@ -149,9 +149,23 @@ impl Parts {
     ) -> Result<ShimFacts, StepFailure> {
         let missing = || StepFailure::new(START, Kind::Internal, "the pod was not prepared");
         let listener = self.take_listener(&pod.id).ok_or_else(missing)?;
-        let (made, socket) = self.make_shim(pod, listener).await?;
+        let (mut made, socket) = self.make_shim(pod, listener).await?;
         passed(START, point("run pod: shim made"))?;
-        let link = Link::new("shim", socket, Some(events)).map_err(|e| e.at(START))?;
+        let linked = |socket| Link::new("shim", socket, Some(events.clone()));
+        let mut link = linked(socket).map_err(|e| e.at(START))?;
+        let mut greeted = None;
+        if made.is_none() {
+            match hello(&link, SHIM_ANSWER).await {
+                Ok(answer) => greeted = Some(answer),
+                // The listener lay in the dead zygote's queue, and the kernel had not closed it yet.
+                Err(LinkError::Lost(_)) => {
+                    let (again, socket) = self.make_again(pod).await?;
+                    made = again;
+                    link = linked(socket).map_err(|e| e.at(START))?;
+                }
+                Err(e) => return Err(e.at(START)),
+            }
+        }
         let kept = self.pod_dir(&pod.id).join(IDENTITY);
         let identity = |pid: u32| {
             block(START, move || {
@@ -167,7 +181,10 @@ impl Parts {
                 (answer.map_err(|e| e.at(START))?, made, saved)
             }
             None => {
-                let answer = hello(&link, SHIM_ANSWER).await.map_err(|e| e.at(START))?;
+                let answer = match greeted {
+                    Some(answer) => answer,
+                    None => hello(&link, SHIM_ANSWER).await.map_err(|e| e.at(START))?,
+                };
                 let pid = answer.0.pid;
                 let pidfd = identity::open(pid);
                 (answer, NewShim { pid, pidfd }, identity(pid).await)
@@ -194,7 +211,7 @@ impl Parts {
         listener: OwnedFd,
     ) -> Result<(Option<NewShim>, OwnedFd), StepFailure> {
         let path = self.pod_dir(&pod.id).join("shim.sock");
-        let mut made = self.zygote.make_shim(self.request(pod), listener).await?;
+        let made = self.zygote.make_shim(self.request(pod), listener).await?;
         if made.is_none() {
             match socket::connect(&path) {
                 Ok(socket) => {
@@ -204,10 +221,18 @@ impl Parts {
                 Err(LinkError::Connect { source, .. }) if nobody_listens(&source) => {}
                 Err(e) => return Err(e.at(START)),
             }
-            tracing::info!(pod = %pod.id, "the zygote died; asking a new one for the shim");
-            let listener = socket::listen(&path).map_err(|e| e.at(START))?;
-            made = self.zygote.make_shim(self.request(pod), listener).await?;
+            return self.make_again(pod).await;
         }
+        let socket = socket::connect(&path).map_err(|e| e.at(START))?;
+        Ok((made, socket))
+    }
+
+    /// The same by a new zygote, for a shim that the last one took with it.
+    async fn make_again(&self, pod: &PodRecord) -> Result<(Option<NewShim>, OwnedFd), StepFailure> {
+        tracing::info!(pod = %pod.id, "the zygote died; asking a new one for the shim");
+        let path = self.pod_dir(&pod.id).join("shim.sock");
+        let listener = socket::listen(&path).map_err(|e| e.at(START))?;
+        let made = self.zygote.make_shim(self.request(pod), listener).await?;
         let socket = socket::connect(&path).map_err(|e| e.at(START))?;
         Ok((made, socket))
     }
